@@ -1,0 +1,95 @@
+"""homeostat: choose, check and repair normalization.
+
+Normalizing is choosing a frame of reference: who shares a statistic, where the statistic comes from, what is put back.
+
+>>> import numpy as np, homeostat as hs
+>>> hs.normalize(np.array([[1.0, 2.0], [3.0, 6.0]]), "row col -> col", eps=0.0)
+array([[-1., -1.],
+       [ 1.,  1.]])
+
+Arrays may be NumPy, torch, JAX or Dask; none but NumPy is imported before you use it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from homeostat import kernels as kernels
+from homeostat.affine import Affine as Affine
+from homeostat.frame import Frame as Frame
+from homeostat.frame import FrameError as FrameError
+from homeostat.frame import ShapeError as ShapeError
+from homeostat.gains import Learned as Learned
+from homeostat.moments import Moments as Moments
+from homeostat.reading import Reading as Reading
+from homeostat.reading import measure as measure
+from homeostat.reading import normalize as normalize
+from homeostat.sources import Batch as Batch
+from homeostat.sources import Frozen as Frozen
+from homeostat.sources import Running as Running
+from homeostat.sources import Source as Source
+
+if TYPE_CHECKING:
+    from homeostat import nn as nn
+    from homeostat.nn.adopt import adopt as adopt
+    from homeostat.nn.adopt import release as release
+    from homeostat.nn.states import freeze as freeze
+    from homeostat.nn.states import trial as trial
+    from homeostat.nn.states import unfreeze as unfreeze
+    from homeostat.norm import Norm as Norm
+
+__version__ = "0.1.0"
+
+# What needs torch is imported on first use.
+_LAZY = {
+    "nn": "homeostat.nn",
+    "Norm": "homeostat.norm",
+    "adopt": "homeostat.nn.adopt",
+    "release": "homeostat.nn.adopt",
+    "freeze": "homeostat.nn.states",
+    "unfreeze": "homeostat.nn.states",
+    "trial": "homeostat.nn.states",
+}
+
+__all__ = [
+    "Affine",
+    "Batch",
+    "Frame",
+    "FrameError",
+    "Frozen",
+    "Learned",
+    "Moments",
+    "Norm",
+    "Reading",
+    "Running",
+    "ShapeError",
+    "Source",
+    "adopt",
+    "freeze",
+    "kernels",
+    "measure",
+    "nn",
+    "normalize",
+    "release",
+    "trial",
+    "unfreeze",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'homeostat' has no attribute {name!r}")
+    try:
+        module = import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"homeostat.{name} needs torch: pip install 'homeostat[torch]'") from error
+    value = module if name == "nn" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,310 @@
+"""Arrays: the dozen verbs the reference needs, spoken by NumPy, JAX, Dask and torch.
+
+One small class per library; the right one is found from the array itself, so a library is imported only by those
+who already hold one of its arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = Any  # an array of any of the four libraries
+
+
+class Numpy:
+    """NumPy spellings; the siblings below override what differs."""
+
+    name = "numpy"
+
+    def __init__(self) -> None:
+        self.xp: Any = np
+
+    # -- dtypes: x is given in one, worked on in another, its statistics kept in a third
+
+    def work_dtype(self, x: Array) -> Any:
+        """Sums of float16 and bfloat16 would drown in rounding; NumPy has no fast path to protect, so float64."""
+        return np.float64
+
+    def group_dtype(self, x: Array) -> Any:
+        return np.float64
+
+    def is_float(self, x: Array) -> bool:
+        return bool(np.issubdtype(np.dtype(x.dtype), np.floating))
+
+    def finfo(self, x: Array) -> Any:
+        return np.finfo(x.dtype)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x.astype(dtype, copy=False)
+
+    # -- shape
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return self.xp.reshape(x, tuple(shape))
+
+    def permute(self, x: Array, order: Sequence[int]) -> Array:
+        return self.xp.transpose(x, tuple(order))
+
+    def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
+        return self.xp.broadcast_to(x, tuple(shape))
+
+    # -- arithmetic
+
+    def sum(self, x: Array, axes: tuple[int, ...]) -> Array:
+        return self.xp.sum(x, axis=axes, keepdims=True) if axes else x
+
+    def amax(self, x: Array, axes: tuple[int, ...]) -> Array:
+        return self.xp.max(x, axis=axes, keepdims=True) if axes else x
+
+    def where(self, mask: Array, a: Any, b: Any) -> Array:
+        return self.xp.where(mask, a, b)
+
+    def sqrt(self, x: Array) -> Array:
+        return self.xp.sqrt(x)
+
+    def maximum(self, x: Array, floor: Any) -> Array:
+        return self.xp.maximum(x, floor)
+
+    def exponent(self, x: Array) -> Array:
+        """e with |x| in [2^(e-1), 2^e)."""
+        return self.xp.frexp(x)[1]
+
+    def ldexp(self, x: Array, e: Array) -> Array:
+        """x 2^e, exactly; in two halves, because 2^e alone overflows float32 beyond 127."""
+        half = e // 2
+        return self.xp.ldexp(self.xp.ldexp(x, half), e - half)
+
+    def detach(self, x: Array) -> Array:
+        return x
+
+    def asarray(self, value: Any, x: Array, dtype: Any) -> Array:
+        """`value` as an array beside x."""
+        return self.xp.asarray(value, dtype=dtype)
+
+    def ones(self, shape: Sequence[int], x: Array, dtype: Any) -> Array:
+        return np.ones(tuple(shape), dtype)
+
+    # -- keyed groups: rows of x [u, ...] belong to the group named by codes [u]
+
+    def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
+        flat = x.reshape(x.shape[0], -1)
+        out = np.zeros((n, flat.shape[1]), flat.dtype)
+        order = np.argsort(codes, kind="stable")  # reduceat wants each group's rows together
+        sorted_codes = np.asarray(codes)[order]
+        starts = np.flatnonzero(np.r_[True, sorted_codes[1:] != sorted_codes[:-1]]) if len(order) else order
+        if len(starts):
+            out[sorted_codes[starts]] = np.add.reduceat(flat[order], starts, axis=0)
+        return out.reshape(n, *x.shape[1:])
+
+    def segment_max(self, x: Array, codes: Array, n: int) -> Array:
+        out = np.zeros((n, *x.shape[1:]), x.dtype)
+        np.maximum.at(out, codes, x)
+        return out
+
+    def take(self, groups: Array, codes: Array) -> Array:
+        return self.xp.take(groups, codes, axis=0)
+
+    def codes(self, values: Array, x: Array) -> Array:
+        return np.asarray(values)
+
+
+class Jax(Numpy):
+    name = "jax"
+
+    def __init__(self) -> None:
+        import jax.numpy
+
+        self.jax: Any = jax
+        self.xp = jax.numpy
+
+    def work_dtype(self, x: Array) -> Any:
+        return self.xp.float64 if x.dtype == "float64" else self.xp.float32
+
+    def group_dtype(self, x: Array) -> Any:
+        return self.jax.dtypes.canonicalize_dtype("float64")  # float32 unless jax_enable_x64
+
+    def is_float(self, x: Array) -> bool:
+        return bool(self.xp.issubdtype(x.dtype, self.xp.floating))  # counts bfloat16, which NumPy does not
+
+    def finfo(self, x: Array) -> Any:
+        return self.xp.finfo(x.dtype)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x.astype(dtype)
+
+    def detach(self, x: Array) -> Array:
+        return self.jax.lax.stop_gradient(x)
+
+    def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
+        return self.jax.ops.segment_sum(x, codes, n)
+
+    def segment_max(self, x: Array, codes: Array, n: int) -> Array:
+        return self.xp.maximum(self.jax.ops.segment_max(x, codes, n), 0)
+
+    def codes(self, values: Array, x: Array) -> Array:
+        return self.xp.asarray(values)
+
+
+class Dask(Numpy):
+    """Lazy throughout: nothing here computes."""
+
+    name = "dask"
+
+    def __init__(self) -> None:
+        import dask.array
+
+        self.xp = dask.array
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x.astype(dtype)
+
+    def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
+        return self._segments(x, codes, n, Numpy().segment_sum).sum(axis=0)
+
+    def segment_max(self, x: Array, codes: Array, n: int) -> Array:
+        return self._segments(x, codes, n, Numpy().segment_max).max(axis=0)
+
+    def _segments(self, x: Array, codes: Array, n: int, of_block: Any) -> Array:
+        """One partial result per block of rows: rows never travel, only groups do."""
+        parts, at = [], 0
+        for i, rows in enumerate(x.chunks[0]):
+            part = codes[at : at + rows]
+            block = x.blocks[i]
+            parts.append(block.map_blocks(of_block, part, n, chunks=((n,), *block.chunks[1:]), dtype=x.dtype))
+            at += rows
+        return self.xp.stack(parts)
+
+    def codes(self, values: Array, x: Array) -> Array:
+        return np.asarray(values)
+
+
+class Torch(Numpy):
+    name = "torch"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.xp = torch
+        self.low = (torch.float16, torch.bfloat16)
+
+    def work_dtype(self, x: Array) -> Any:
+        # float32 work stays float32: the mean is kept as hi + lo, which is as good and half the traffic
+        return self.xp.float64 if x.dtype == self.xp.float64 else self.xp.float32
+
+    def group_dtype(self, x: Array) -> Any:
+        return self.xp.float32 if x.device.type == "mps" else self.xp.float64
+
+    def is_float(self, x: Array) -> bool:
+        return bool(x.dtype.is_floating_point)
+
+    def finfo(self, x: Array) -> Any:
+        return self.xp.finfo(x.dtype)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x.to(dtype)
+
+    def permute(self, x: Array, order: Sequence[int]) -> Array:
+        return x.permute(tuple(order))
+
+    def sum(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """In float64. Compiled, that is free; eager, it would copy x, so one run of memory is summed in float32 first.
+
+        ATen cascades within one run of memory only: across two it adds one by one, and group norm over
+        2 x 65536 channels_last values came out wrong by 4e-4 at mean 1e4.
+        """
+        wide = self.group_dtype(x)
+        if not axes or x.dtype == wide or self.xp.compiler.is_compiling():
+            return x.sum(dim=axes, keepdim=True, dtype=wide) if axes else x.to(wide)
+        run = _longest_run(axes, x.shape, x.stride())
+        rest = tuple(a for a in axes if a not in run)
+        part = x.sum(dim=run, keepdim=True).to(wide)
+        return part.sum(dim=rest, keepdim=True) if rest else part
+
+    def amax(self, x: Array, axes: tuple[int, ...]) -> Array:
+        return x.amax(dim=axes, keepdim=True) if axes else x
+
+    def maximum(self, x: Array, floor: Any) -> Array:
+        return self.xp.maximum(x, floor) if isinstance(floor, self.xp.Tensor) else x.clamp_min(floor)
+
+    def ldexp(self, x: Array, e: Array) -> Array:
+        # torch.ldexp's own gradient is 0 for negative e (2.13), so the powers of two are made as constants
+        half = e // 2
+        one = self.xp.ones((), dtype=x.dtype, device=x.device)
+        return x * self.xp.ldexp(one, half) * self.xp.ldexp(one, e - half)
+
+    def detach(self, x: Array) -> Array:
+        return x.detach()
+
+    def asarray(self, value: Any, x: Array, dtype: Any) -> Array:
+        return self.xp.as_tensor(value, dtype=dtype, device=x.device)
+
+    def ones(self, shape: Sequence[int], x: Array, dtype: Any) -> Array:
+        return x.new_ones(tuple(shape), dtype=dtype)
+
+    def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
+        wide = x.to(self.group_dtype(x))  # index_add adds one row after another: float32 would lose digits
+        return wide.new_zeros((n, *x.shape[1:])).index_add(0, codes, wide)
+
+    def segment_max(self, x: Array, codes: Array, n: int) -> Array:
+        return x.new_zeros((n, *x.shape[1:])).index_reduce(0, codes, x, "amax")
+
+    def take(self, groups: Array, codes: Array) -> Array:
+        return groups.index_select(0, codes)
+
+    def codes(self, values: Array, x: Array) -> Array:
+        return self.xp.as_tensor(values, dtype=self.xp.int64, device=x.device)
+
+
+def _longest_run(axes: tuple[int, ...], shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Of these axes, those that lie behind one another in memory as one axis would; the longest such run."""
+    best: tuple[int, ...] = axes[:1]
+    run: list[int] = []
+    most, length = 0, 1
+    for a in sorted(axes, key=lambda i: strides[i]):
+        if run and strides[a] != strides[run[-1]] * shape[run[-1]]:
+            run, length = [], 1
+        run.append(a)
+        length *= shape[a]
+        if length > most:
+            best, most = tuple(run), length
+    return best
+
+
+_KINDS: tuple[tuple[str, str, type[Numpy]], ...] = (
+    ("numpy", "ndarray", Numpy),
+    ("torch", "Tensor", Torch),
+    ("jax", "Array", Jax),
+    ("dask.array", "Array", Dask),
+)
+_MADE: dict[str, Numpy] = {}
+
+
+def backend_of(x: Any) -> Numpy:
+    """The library x belongs to."""
+    for module, name, kind in _KINDS:
+        library = sys.modules.get(module)
+        if library is not None and isinstance(x, getattr(library, name)):
+            if module not in _MADE:
+                _MADE[module] = kind()
+            return _MADE[module]
+    raise TypeError(
+        f"x is {_article(type(x).__name__)}; homeostat takes NumPy, torch, JAX and Dask arrays."
+        + (" For a table pass its values: df.to_numpy()." if hasattr(x, "to_numpy") else "")
+        + (" For a list, numpy.asarray(x, dtype=float)." if isinstance(x, list | tuple) else "")
+    )
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[:1].lower() in "aeiou" else f"a {word}"
+
+
+def to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A NumPy array of the same values; Dask computes here."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        return np.asarray(x.float() if x.dtype.itemsize == 2 and "bfloat" in str(x.dtype) else x)
+    return np.asarray(x)

@@ -1,0 +1,278 @@
+"""Frame: who shares a number.
+
+A pattern names the axes of a tensor left of `->` and, right of it, what keeps a statistic of its own:
+
+    pattern := axes "->" keep
+    axes    := ( name | "..." | "(" name name+ ")" )+                        first name slowest
+    keep    := ( name | "..." | "(" name+ ")" | label"["(name | "...")+"]" )*
+
+>>> str(Frame.parse("n c h w -> n c").over("n"))
+'n c h w -> c'
+>>> Frame.parse("cell gene -> lab[cell] gene").labels
+(Label(name='lab', axes=('cell',)),)
+
+Text is read once, at the door. Afterwards a Frame is a value: compared, hashed, changed by its methods, turned
+into a Plan for a shape (plan.py); nothing below this file sees a string to interpret.
+"""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass
+from functools import lru_cache
+
+# Words that are parameters of `normalize`, `measure`, `Norm` and their calls; axes and labels are passed beside them.
+RESERVED = frozenset("x input self pattern eps center where return_reading source gain dtype device generator".split())
+ELLIPSIS = "..."
+
+
+class FrameError(ValueError):
+    """A pattern that cannot be read, or sizes and labels that do not fit it."""
+
+
+class ShapeError(FrameError, RuntimeError):
+    """A tensor that does not fit the pattern. Also a RuntimeError, which is what torch.nn raises here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """`lab[cell]`: elements are grouped by the label of their position along `axes`."""
+
+    name: str
+    axes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}[{' '.join(self.axes)}]"
+
+
+Axis = str | tuple[str, ...]  # left: a name, "...", or a split
+Keep = str | tuple[str, ...] | Label  # right: a name, "...", a merge, or a label
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The axes of a tensor and which of them keep a statistic of their own."""
+
+    axes: tuple[Axis, ...]
+    kept: tuple[Keep, ...]
+
+    @staticmethod
+    def parse(pattern: str, labels: frozenset[str] = frozenset()) -> Frame:
+        """Read a pattern. `labels` are names given as labels; they only make one error message more helpful."""
+        return _parse(pattern, labels)
+
+    def __str__(self) -> str:
+        return f"{_side(self.axes)} -> {_side(self.kept)}".rstrip()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Elementary names of the left side in order; "..." stays itself."""
+        return tuple(name for axis in self.axes for name in (axis if isinstance(axis, tuple) else (axis,)))
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        return tuple(item for item in self.kept if isinstance(item, Label))
+
+    def keep(self, kept: str | tuple[Keep, ...]) -> Frame:
+        """The same axes, other groups: `Frame.parse("n (g c) ... -> n g").keep("(g c)")` is a gain per channel."""
+        if isinstance(kept, str):
+            return _parse(f"{_side(self.axes)} -> {kept}", frozenset())
+        return _checked(Frame(self.axes, kept), str(self))
+
+    def over(self, *names: str) -> Frame:
+        """Pool over these names too."""
+        for name in names:
+            if name not in self.kept:
+                raise FrameError(f'"{self}" does not keep {name}, so it is pooled already.')
+        return Frame(self.axes, tuple(item for item in self.kept if item not in names))
+
+    def split(self, name: str, *into: str) -> Frame:
+        """Split an axis evenly: `frame.split("c", "g", "c")` reads c as (g c)."""
+        if name not in self.axes:
+            raise FrameError(f'"{self}" has no axis {name} to split; it has {listed(self.names)}.')
+        axes = tuple(into if axis == name else axis for axis in self.axes)
+        return _checked(Frame(axes, self.kept), f"{_side(axes)} -> {_side(self.kept)}")
+
+    def label(self, name: str, *axes: str) -> Frame:
+        """Group by a label along `axes` instead of keeping or pooling them."""
+        kept = tuple(item for item in self.kept if item not in axes)
+        return _checked(Frame(self.axes, (Label(name, axes), *kept)), str(self))
+
+
+def _side(items: tuple[Keep, ...]) -> str:
+    return " ".join(f"({' '.join(item)})" if isinstance(item, tuple) else str(item) for item in items)
+
+
+def listed(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(str(name) for name in names) or "none"
+
+
+# ---------------------------------------------------------------- text -> Frame
+
+
+@lru_cache(maxsize=1024)
+def _parse(pattern: str, given: frozenset[str]) -> Frame:
+    if not isinstance(pattern, str):
+        raise FrameError(f'a pattern is text such as "n c ... -> c", not {type(pattern).__name__}.')
+    if pattern.count("->") != 1:
+        what = "has no" if "->" not in pattern else "has more than one"
+        raise FrameError(
+            f'"{pattern}" {what} "->": write the axes of x, one arrow, and what keeps a statistic of its own, '
+            f'as in "n c ... -> c".'
+        )
+    left, right = pattern.split("->")
+    axes = _read(left, pattern, on_left=True)
+    if not axes:
+        raise FrameError(f'"{pattern}" names no axes: left of "->" stand the axes of x, as in "n c ... -> c".')
+    kept = _read(right, pattern, on_left=False)
+    return _checked(Frame(axes, kept), pattern, given)  # type: ignore[arg-type]
+
+
+def _tokens(text: str) -> list[tuple[str, bool]]:
+    """Words, "..." and brackets, each with whether it is glued to what stands before."""
+    out: list[tuple[str, bool]] = []
+    at, glued = 0, False
+    while at < len(text):
+        if text[at].isspace():
+            at, glued = at + 1, False
+            continue
+        end = at + 1
+        if text.startswith(ELLIPSIS, at):
+            end = at + 3
+        elif text[at] not in "()[]":
+            while end < len(text) and not (
+                text[end].isspace() or text[end] in "()[]" or text.startswith(ELLIPSIS, end)
+            ):
+                end += 1
+        out.append((text[at:end], glued))
+        at, glued = end, True
+    return out
+
+
+def _read(text: str, pattern: str, on_left: bool) -> tuple[Keep, ...]:
+    """One side of a pattern, token by token."""
+    items: list[Keep] = []
+    tokens = _tokens(text)
+    at = 0
+    while at < len(tokens):
+        token, glued = tokens[at]
+        before = tokens[at - 1][0] if at else ""
+        if token == "[":
+            _refuse_bracket(pattern, before, glued, on_left, items)
+            inside, at = _inside(tokens, at, "]", pattern)
+            if not inside:
+                raise FrameError(f'"{pattern}": {before}[] spans no axis; write the axis it labels, as {before}[n].')
+            items[-1] = Label(before, inside)
+        elif token == "(":
+            inside, at = _inside(tokens, at, ")", pattern)
+            _check_group(inside, pattern, on_left)
+            items.append(inside)
+        elif token in ")]":
+            raise FrameError(f'"{pattern}" closes a "{token}" that was never opened.')
+        else:
+            if glued and (token == ELLIPSIS or before == ELLIPSIS):
+                raise FrameError(
+                    f'"{pattern}": "{before}{token}" is two things glued together; '
+                    f'write "{before} {token}", the axis and then any number of further axes.'
+                )
+            items.append(_name(token, pattern))
+            at += 1
+    return tuple(items)
+
+
+def _inside(tokens: list[tuple[str, bool]], at: int, close: str, pattern: str) -> tuple[tuple[str, ...], int]:
+    """The names between the bracket at `at` and its partner, and the position after it."""
+    names: list[str] = []
+    opened = tokens[at][0]
+    for end in range(at + 1, len(tokens)):
+        token = tokens[end][0]
+        if token == close:
+            return tuple(names), end + 1
+        if token in "([":
+            raise FrameError(f'"{pattern}" nests brackets: inside {opened}{close} stand plain names only.')
+        if token in ")]":
+            break
+        names.append(_name(token, pattern))
+    raise FrameError(f'"{pattern}" opens a "{opened}" that is never closed by "{close}".')
+
+
+def _refuse_bracket(pattern: str, before: str, glued: bool, on_left: bool, items: list[Keep]) -> None:
+    if not before or not isinstance(items[-1] if items else None, str) or before == ELLIPSIS:
+        raise FrameError(f'"{pattern}": a "[" follows the name of a label, as in lab[n].')
+    if on_left:
+        raise FrameError(
+            f'"{pattern}": {before}[...] groups by a label, so it stands right of "->"; '
+            f"left of it stand the plain axes of x."
+        )
+    if not glued:
+        raise FrameError(f'"{pattern}": write {before}[ without a space; a label and its axes are one word.')
+
+
+def _check_group(inside: tuple[str, ...], pattern: str, on_left: bool) -> None:
+    if ELLIPSIS in inside:
+        where = "split" if on_left else "merged"
+        raise FrameError(f'"{pattern}": "..." cannot be {where} inside parentheses; name the axes.')
+    if not inside:
+        raise FrameError(f'"{pattern}": the parentheses are empty; (g c) splits one axis into g and c.')
+    if on_left and len(inside) == 1:
+        raise FrameError(f'"{pattern}": ({inside[0]}) splits nothing; write {inside[0]}, or two names as (g c).')
+
+
+def _name(token: str, pattern: str) -> str:
+    if token == ELLIPSIS:
+        return token
+    if not token.isidentifier():
+        raise FrameError(
+            f'"{pattern}": "{token}" is not a name; axes are separated by spaces and named by letters, digits '
+            f'and "_", as in "n c h w -> c".'
+        )
+    if keyword.iskeyword(token):
+        raise FrameError(f'"{pattern}": "{token}" is a Python keyword and could not be passed by name; rename it.')
+    if token in RESERVED:
+        raise FrameError(f'"{pattern}": "{token}" is reserved for a parameter of that name; rename the axis or label.')
+    return token
+
+
+def _checked(frame: Frame, pattern: str, given: frozenset[str] = frozenset()) -> Frame:
+    """Names must be known, and stand once."""
+    names = frame.names
+    for name in names:
+        if names.count(name) > 1:
+            what = "any number of axes" if name == ELLIPSIS else "an axis"
+            raise FrameError(f'"{pattern}" names {name} twice on the left; each name stands for {what} of its own.')
+    seen: list[str] = []
+    for item in frame.kept:
+        words = (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,)
+        for word in words:
+            if word in seen:
+                raise FrameError(f'"{pattern}" keeps {word} twice; once is enough.')
+            seen.append(word)
+        if isinstance(item, Label):
+            _check_label(item, names, pattern)
+            continue
+        for word in words:
+            if word not in names:
+                raise FrameError(_unknown(word, names, pattern, word in given))
+    return frame
+
+
+def _check_label(label: Label, names: tuple[str, ...], pattern: str) -> None:
+    if label.name in names:
+        raise FrameError(f'"{pattern}": {label.name} is an axis and a label; give the label another name.')
+    for axis in label.axes:
+        if axis not in names:
+            raise FrameError(f'"{pattern}": {label} spans {axis}, which is not an axis of x ({listed(names)}).')
+        if label.axes.count(axis) > 1:
+            raise FrameError(f'"{pattern}": {label} names {axis} twice.')
+    order = [names.index(axis) for axis in label.axes]
+    if order != sorted(order):
+        right = tuple(sorted(label.axes, key=names.index))
+        raise FrameError(f'"{pattern}": {label} must follow the order of the axes: {Label(label.name, right)}.')
+
+
+def _unknown(word: str, names: tuple[str, ...], pattern: str, is_label: bool) -> str:
+    if is_label:
+        return f'"{pattern}": {word} was given as labels; say along which axis, as {word}[{names[0]}].'
+    if word == ELLIPSIS:
+        return f'"{pattern}" keeps "..." but has none on the left.'
+    return f'"{pattern}" keeps {word}, which is not an axis of x; its axes are {listed(names)}.'

@@ -1,0 +1,59 @@
+"""The compiled CPU path: here when a compiler was, and never required.
+
+`native` is the extension, or None: then the reference path serves, with the same results.
+
+    >>> from homeostat.kernels import cpu
+    >>> cpu.info()["native"] is (cpu.native is not None)
+    True
+
+HOMEOSTAT_NATIVE=0 in the environment turns it off, so that a test can ask the two paths the same question.
+"""
+
+import os
+from importlib import import_module
+from typing import Protocol, cast
+
+__all__ = ["Native", "info", "native"]
+
+
+class Native(Protocol):
+    """What `homeostat._native` offers; csrc/native.cpp is its definition."""
+
+    def update_running(
+        self,
+        mean: int,
+        var: int,
+        tracked: int,
+        skipped: int,
+        m_mean: int,
+        m_m2: int,
+        count: float,
+        groups: int,
+        momentum: float,
+        float64_buffers: bool,
+    ) -> bool:
+        """Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite."""
+
+    def build_info(self) -> dict[str, str]:
+        """Which compiler built it, and for which version of homeostat."""
+
+
+def info() -> dict[str, object]:
+    """Say which path serves: {"native": True, "compiler": ..., "version": ...} or {"native": False, "reason": ...}."""
+    if native is None:
+        return {"native": False, "reason": f"{_absence}: reference path serves"}
+    return {"native": True, **native.build_info()}
+
+
+def _load() -> tuple[Native | None, str]:
+    if os.environ.get("HOMEOSTAT_NATIVE") == "0":
+        return None, "turned off by HOMEOSTAT_NATIVE=0"
+    try:
+        return cast(Native, import_module("homeostat._native")), ""
+    except ModuleNotFoundError:
+        return None, "built without a working C++ compiler"
+    except ImportError as error:  # it was built, but for another Python or C++ runtime
+        return None, f"the compiled part does not load ({error})"
+
+
+native, _absence = _load()

@@ -1,0 +1,205 @@
+"""The truth: measuring and applying, in the plainest arithmetic that keeps its digits. Fits on a screen.
+
+    hi = mean(x), rounded      d = x - hi      lo = mean(d)      M2 = sum d^2 - n lo^2
+    y = ((x - hi) - lo) / sqrt(M2 / n + eps) w + b
+
+The mean is hi + lo: hi may be off by rounding, and lo repairs exactly that, because d is small and x - hi is exact
+where x is near hi. So hi carries no gradient, and every other quantity is of the size of the spread.
+Every line is differentiable and runs on any of the four array libraries; faster kernels are checked against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeostat.arrays import Array, Numpy
+from homeostat.kernels.groups import Groups, groups_of
+from homeostat.moments import Moments
+from homeostat.plan import Plan
+from homeostat.trust import Fixed, Through, Trust
+
+_THROUGH = Through()
+
+# eps="auto": the smallest eps at which rstd, dx, and the rstd^3 of a composite gradient all stay finite for |dy| <= 1.
+# float16 results must stay under 65504: rstd <= 4096 leaves a factor 16.
+FLOOR = {"float64": 1e-200, "float32": 1e-24, "bfloat16": 1e-24, "float16": 2.0**-24}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Job:
+    """One call, apart from its tensors: who shares, who is believed, who is given a gain."""
+
+    plan: Plan
+    gain: Plan | None = None
+    codes: tuple[Array, ...] = ()
+    trust: Trust = _THROUGH
+    eps: float | str = 1e-5
+    center: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Seen:
+    """What one look at a tensor found; arrays in inner form."""
+
+    n: Array | float
+    hi: Array | float
+    lo: Array | float
+    m2: Array
+
+    def moments(self, g: Groups) -> Moments:
+        n = self.n if isinstance(self.n, float) else g.result(self.n)
+        m2 = g.result(self.m2)
+        return Moments(n, 0.0 * m2 if isinstance(self.hi, float) else g.result(self.hi + self.lo), m2)
+
+
+def normalize(
+    b: Numpy, x: Array, weight: Array | None, bias: Array | None, where: Array | None, job: Job
+) -> tuple[Array, Seen | None, Groups]:
+    """The whole act: look (unless constants are trusted), apply, put the gain on."""
+    g = groups_of(b, job.plan, job.codes)
+    z = b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)
+    where = where if where is None else b.reshape(b.cast(where, z.dtype), job.plan.shape)
+    weight, bias = gains(b, z, weight, bias, job)
+    seen, back = None, None
+    if isinstance(job.trust, Fixed):
+        hi, lo, r = fixed(b, z, g, job.trust, job)
+    elif job.eps == "auto":
+        z, e, back, eps = auto(b, z, g, x, where, job.center)
+        hi, lo, r = back.hi, back.lo, scale(b, back, eps)
+        seen = unscaled(b, back, e)
+    else:
+        seen = measure(b, z, g, where, job.center)
+        hi, lo, r = seen.hi, seen.lo, scale(b, seen, job.eps)
+    y = apply(b, z, g, hi, lo, r, weight, bias)
+    return b.cast(b.reshape(y, x.shape), x.dtype), seen, g
+
+
+def measure(b: Numpy, x: Array, g: Groups, where: Array | None = None, center: bool = True) -> Seen:
+    """Count, mean as hi + lo, and M2 of each group. `where` weighs who is measured."""
+    wide = b.group_dtype(x)
+    n = g.count(x) if where is None else b.cast(g.total(where), wide)
+    some = n + (n == 0)
+    if not center:
+        return Seen(n, 0.0, 0.0, b.cast(g.total(_weighed(x * x, where)), wide))
+    hi = b.cast(b.detach(g.total(_weighed(x, where)) / some), x.dtype)
+    d = x - g.spread(hi)
+    wd = _weighed(d, where)
+    s1, s2 = b.cast(g.total(wd), wide), b.cast(g.total(wd * d), wide)
+    lo = s1 / some
+    return Seen(n, b.cast(hi, wide), lo, b.maximum(s2 - s1 * lo, 0.0))
+
+
+def scale(b: Numpy, seen: Seen, eps: float | Array) -> Array:
+    """1 / sqrt(var + eps) per group; 1 where nobody was measured."""
+    some = seen.n + (seen.n == 0)
+    r = 1.0 / b.sqrt(seen.m2 / some + eps)
+    return r if isinstance(seen.n, float) else b.where(seen.n > 0, r, 1.0)
+
+
+def apply(
+    b: Numpy,
+    x: Array,
+    g: Groups,
+    hi: Array | float,
+    lo: Array | float,
+    r: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+) -> Array:
+    """((x - hi) - lo) r, then the gain, whose arrays already broadcast against x."""
+    y = x
+    if not isinstance(hi, float):
+        y = (x - g.spread(b.cast(hi, x.dtype))) - g.spread(b.cast(lo, x.dtype))
+    y = y * g.spread(b.cast(r, x.dtype))
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def auto(
+    b: Numpy, x: Array, g: Groups, like: Array, where: Array | None, center: bool
+) -> tuple[Array, Array, Seen, Array]:
+    """eps="auto". Returns z = x 2^-e (e per group, so z is near 1 and squares safely), e, what z shows, and eps for z.
+
+    eps = max(u^2 / 12 * (mean^2 + var), floor): the variance that rounding alone makes at this size of x, for u the
+    spacing of `like`'s dtype at 1; and never less than the dtype's floor. Relative, so scaling x changes nothing.
+    """
+    size = abs(x) if where is None else b.where(where > 0, abs(x), 0)
+    e = b.exponent(b.detach(g.largest(size)))
+    z = b.ldexp(x, -g.spread(e))
+    seen = measure(b, z, g, where, center)
+    square = b.detach(seen.m2 / (seen.n + (seen.n == 0)) + (seen.hi + seen.lo) ** 2)
+    relative, floor = auto_terms(b, like)
+    least = b.broadcast(b.asarray(floor, x, b.group_dtype(x)), e.shape)
+    return z, e, seen, b.maximum(square * relative, b.ldexp(least, -2 * e))
+
+
+def auto_terms(b: Numpy, like: Array) -> tuple[float, float]:
+    """eps="auto" = max(first * mean square, second) for `like`'s dtype."""
+    return float(b.finfo(like).eps) ** 2 / 12, FLOOR[str(like.dtype).removeprefix("torch.")]
+
+
+def unscaled(b: Numpy, seen: Seen, e: Array) -> Seen:
+    """What x shows, from what z = x 2^-e shows."""
+    hi = seen.hi if isinstance(seen.hi, float) else b.ldexp(seen.hi, e)
+    lo = seen.lo if isinstance(seen.lo, float) else b.ldexp(seen.lo, e)
+    return Seen(seen.n, hi, lo, b.ldexp(seen.m2, 2 * e))
+
+
+def fixed(b: Numpy, z: Array, g: Groups, trust: Fixed, job: Job) -> tuple[Array | float, float | Array, Array]:
+    """hi, lo and rstd of constants: an inexact sum mean + eps is all that can be off, so lo is 0."""
+    wide = b.group_dtype(z)
+    mean, var = (b.cast(g.inner(part), wide) for part in (trust.mean, trust.var))
+    eps = job.eps
+    if eps == "auto":
+        relative, floor = auto_terms(b, z)
+        eps = b.maximum((var + mean * mean) * relative, floor)
+    r = 1.0 / b.sqrt(var + eps)
+    if not job.center:
+        return 0.0, 0.0, r
+    hi = b.cast(mean, z.dtype)
+    return hi, mean - b.cast(hi, wide), r
+
+
+def gains(b: Numpy, z: Array, weight: Array | None, bias: Array | None, job: Job) -> tuple[Array | None, Array | None]:
+    """The learned affine in a form that broadcasts against z."""
+    if job.gain is None:
+        return None, None
+    h = groups_of(b, job.gain)
+    return tuple(p if p is None else b.cast(h.inner(p), z.dtype) for p in (weight, bias))  # type: ignore[return-value]
+
+
+def gradient(
+    b: Numpy,
+    dy: Array,
+    x: Array,
+    g: Groups,
+    seen: Seen | None,
+    hi: Array | float,
+    lo: Array | float,
+    r: Array,
+    weight: Array | None,
+    where: Array | None,
+    center: bool,
+) -> tuple[Array, Array]:
+    """dx and xhat (of which the gain's gradient is sum dy xhat).
+
+        dx = r (g - m / n (sum g + xhat sum g xhat))        g = dy w, m the weight in `where` (1 if none)
+
+    `seen` is None where the statistics are constants: then dx = r g.
+    """
+    xhat = apply(b, x, g, hi, lo, r)
+    dg = dy if weight is None else dy * weight
+    rate = g.spread(b.cast(r, x.dtype))
+    if seen is None:
+        return dg * rate, xhat
+    some = seen.n + (seen.n == 0)
+    pull = xhat * g.spread(b.cast(g.total(dg * xhat) / some, x.dtype))
+    if center:
+        pull = pull + g.spread(b.cast(g.total(dg) / some, x.dtype))
+    if where is not None:
+        pull = b.where(where > 0, pull * where, 0)
+    return (dg - pull) * rate, xhat
+
+
+def _weighed(x: Array, where: Array | None) -> Array:
+    return x if where is None else x * where

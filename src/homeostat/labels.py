@@ -1,0 +1,144 @@
+"""Labels: any sequence that says, position by position, which group it is.
+
+>>> codes, levels = resolve("lab", ["b", "a", "b"], (3,), "lab[cell]")
+>>> codes, levels
+(array([1, 0, 1]), ('a', 'b'))
+
+`(codes, n)` skips the reading: integers 0..n-1, as they come from an embedding, a router or a data loader.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from homeostat.arrays import Array
+from homeostat.frame import FrameError
+
+Levels = tuple[Any, ...] | int  # the values the codes stand for, or just how many
+
+
+def resolve(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[Array, Levels]:
+    """Codes of shape `extent`, and what they stand for."""
+    if isinstance(given, bool | int | float | np.integer) or given is None:
+        raise FrameError(
+            f"{name}={given!r} is a number; {said} needs one label per position, shape {extent}, or (codes, n)."
+        )
+    if isinstance(given, str):
+        raise FrameError(f"{name}={given!r} is one text; {said} needs one label per position, shape {extent}.")
+    if is_coded(given):
+        codes, n = given
+        return _coded(name, codes, int(n), extent, said), int(n)
+    return _read(name, given, extent, said)
+
+
+def is_coded(given: Any) -> bool:
+    """Is this `(codes, n)`?"""
+    return (
+        isinstance(given, tuple)
+        and len(given) == 2
+        and isinstance(given[1], int | np.integer)
+        and not isinstance(given[0], str | int)
+    )
+
+
+def count_of(given: Any) -> int | None:
+    return int(given[1]) if is_coded(given) else None
+
+
+def recode(name: str, given: Any, extent: tuple[int, ...], said: str, levels: Levels) -> Array:
+    """Codes of new labels by the levels of earlier ones."""
+    if is_coded(given) or isinstance(levels, int):
+        codes, n = resolve(name, given, extent, said)
+        known = levels if isinstance(levels, int) else len(levels)
+        if n != known:
+            raise FrameError(f"{name} was measured with {known} groups; these labels speak of {n}.")
+        return codes
+    values = _values(name, given, extent, said)
+    place = {level: i for i, level in enumerate(levels)}
+    unseen = sorted({str(v) for v in values.ravel().tolist() if v not in place})
+    if unseen:
+        raise FrameError(
+            f"{name} has {_few(unseen)}, which was not there when measured ({_few([str(v) for v in levels])})."
+        )
+    return np.array([place[v] for v in values.ravel().tolist()], np.int64).reshape(extent)
+
+
+def _coded(name: str, codes: Any, n: int, extent: tuple[int, ...], said: str) -> Array:
+    if not hasattr(codes, "shape"):
+        codes = np.asarray(codes)
+    _check_extent(name, tuple(codes.shape), extent, said)
+    if "int" not in str(codes.dtype):
+        raise FrameError(f"{name}=(codes, n): codes are integers 0..{n - 1}; these are {codes.dtype}.")
+    if n <= 0:
+        raise FrameError(f"{name}=(codes, {n}): there must be at least one group.")
+    if _is_concrete(codes) and 0 not in codes.shape:
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0:
+            raise FrameError(
+                f"{name}: code {low} is not in 0..{n - 1}. Labels may not be missing: leave those positions out, "
+                f"or measure without them by where=."
+            )
+        if high >= n:
+            raise FrameError(
+                f"{name}: code {high} is not in 0..{n - 1}; for {high + 1} groups pass (codes, {high + 1})."
+            )
+    return codes
+
+
+def _is_concrete(codes: Any) -> bool:
+    """Can its values be looked at now? Not while torch or JAX trace, and not inside vmap."""
+    kind = type(codes)
+    if kind.__module__.startswith("torch"):
+        import torch
+
+        return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return kind.__module__.startswith("numpy") or not kind.__module__.startswith("jax._src.interpreters")
+
+
+def _read(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[Array, Levels]:
+    values = _values(name, given, extent, said)
+    try:
+        levels, codes = np.unique(values, return_inverse=True)
+    except TypeError:
+        raise FrameError(f"{name} mixes values that cannot be ordered; make them all text or all numbers.") from None
+    return codes.reshape(extent).astype(np.int64), tuple(levels.tolist())
+
+
+def _values(name: str, given: Any, extent: tuple[int, ...], said: str) -> np.ndarray[Any, Any]:
+    if hasattr(given, "detach"):
+        import torch
+
+        if torch.compiler.is_compiling():
+            raise FrameError(
+                f"{name}: reading labels looks at their values, which a compiled graph cannot; pass (codes, n)."
+            )
+        given = given.detach().cpu()
+    values = np.asarray(given)
+    _check_extent(name, values.shape, extent, said)
+    missing = np.flatnonzero(_missing(values.ravel()))
+    if len(missing):
+        raise FrameError(
+            f"{name}: {len(missing)} of {values.size} labels {'is' if len(missing) == 1 else 'are'} missing "
+            f"(position {_few([str(i) for i in missing])}); drop those positions or name them, for instance 'unknown'."
+        )
+    return values
+
+
+def _missing(flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """None, NaN, NaT, NA: what is missing does not equal itself, or cannot say."""
+    if flat.dtype.kind in "fcmM":
+        return np.asarray(flat != flat)
+    if flat.dtype.kind != "O":
+        return np.zeros(len(flat), bool)
+    return np.array([v is None or type(v).__name__ in ("NAType", "NaTType") or v != v for v in flat], bool)
+
+
+def _check_extent(name: str, shape: tuple[int, ...], extent: tuple[int, ...], said: str) -> None:
+    if tuple(shape) != tuple(extent):
+        raise FrameError(f"{name} has shape {tuple(shape)}; {said} spans {tuple(extent)} positions of x.")
+
+
+def _few(words: list[str]) -> str:
+    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")

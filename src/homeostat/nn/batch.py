@@ -1,0 +1,77 @@
+"""Batch norm: "n c ... -> c". Every channel has one statistic, shared by the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from homeostat.frame import Frame
+from homeostat.nn.preset import Remembering, lazily
+from homeostat.norm import run
+
+FRAME = Frame.parse("n c ... -> c")
+
+
+class _Batch(Remembering):
+    frame = state_frame = FRAME
+
+    @property
+    def gain_frame(self: Any) -> Frame | None:
+        return FRAME if self.affine else None
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        """(x - mean_c) / sqrt(var_c + eps) w_c + b_c"""
+        self._check_input_dim(input)
+        if self.training or self.running_mean is None:
+            _check_more_than_one(input)
+        return run(self, input, FRAME, {"c": self.num_features}, check_pool=False)
+
+
+def _check_more_than_one(x: Tensor) -> None:
+    """torch's ValueError: the statistic of a single value says nothing."""
+    n = 1
+    for i, length in enumerate(x.shape):
+        n = n if i == 1 else n * length
+    if n == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}. With one value, "
+            f"x minus its mean is 0; use a larger batch, LayerNorm or GroupNorm, or model.eval()."
+        )
+
+
+class BatchNorm1d(_Batch, torch.nn.BatchNorm1d):
+    """Each channel of [n, c] or [n, c, t] by its own mean and variance over the rest."""
+
+
+class BatchNorm2d(_Batch, torch.nn.BatchNorm2d):
+    """Each channel of [n, c, h, w] by its own mean and variance over the rest."""
+
+
+class BatchNorm3d(_Batch, torch.nn.BatchNorm3d):
+    """Each channel of [n, c, d, h, w] by its own mean and variance over the rest."""
+
+
+class _LazyBatch(_Batch):
+    def initialize_parameters(self: Any, input: Tensor) -> None:
+        super().initialize_parameters(input)  # type: ignore[misc]
+        lazily(self)
+
+
+class LazyBatchNorm1d(_LazyBatch, torch.nn.LazyBatchNorm1d):
+    """BatchNorm1d that learns num_features from its first input."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_LazyBatch, torch.nn.LazyBatchNorm2d):
+    """BatchNorm2d that learns num_features from its first input."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_LazyBatch, torch.nn.LazyBatchNorm3d):
+    """BatchNorm3d that learns num_features from its first input."""
+
+    cls_to_become = BatchNorm3d

@@ -1,0 +1,97 @@
+"""Instance norm: "n c ... -> n c". Every channel of every sample has its own statistic; memory is per channel."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from homeostat.frame import Frame
+from homeostat.nn.preset import Remembering, lazily
+from homeostat.norm import run
+from homeostat.sources import Batch, Source
+
+FRAME = Frame.parse("n c ... -> n c")
+PER_CHANNEL = FRAME.keep("c")
+
+
+class _Instance(Remembering):
+    frame, state_frame = FRAME, PER_CHANNEL
+
+    @property
+    def gain_frame(self: Any) -> Frame | None:
+        return PER_CHANNEL if self.affine else None
+
+    def default_source(self: Any) -> Source:
+        return super().default_source() if self.track_running_stats else Batch()
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        """(x - mean_nc) / sqrt(var_nc + eps) w_c + b_c"""
+        self._check_input_dim(input)
+        single = input.dim() == self._get_no_batch_dim()
+        x = input.unsqueeze(0) if single else input
+        sizes = {"c": self.num_features}
+        if x.shape[1] != self.num_features:
+            sizes = _other_width(self, x.shape[1])
+        if not self.source.names or (self.training and self.track_running_stats):
+            _check_more_than_one(x)
+        y = run(self, x, FRAME, sizes, check_pool=False)
+        return y.squeeze(0) if single else y
+
+
+def _other_width(self: Any, width: int) -> dict[str, int]:
+    """torch's behaviour: an error where a parameter per channel would not fit, else a warning."""
+    said = f"expected input's size at channel dimension to match num_features ({self.num_features}), but got: {width}."
+    if self.affine or self.running_mean is not None:
+        raise ValueError(said)
+    warnings.warn(f"{said} num_features is not used because affine=False.", stacklevel=3)
+    return {}
+
+
+def _check_more_than_one(x: Tensor) -> None:
+    n = 1
+    for length in x.shape[2:]:
+        n = n * length
+    if n == 1:
+        raise ValueError(
+            f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}. With one value per "
+            f"channel and sample, x minus its mean is 0; use GroupNorm or LayerNorm here."
+        )
+
+
+class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
+    """Each channel of each sample of [n, c, t] by its own mean and variance."""
+
+
+class InstanceNorm2d(_Instance, torch.nn.InstanceNorm2d):
+    """Each channel of each sample of [n, c, h, w] by its own mean and variance."""
+
+
+class InstanceNorm3d(_Instance, torch.nn.InstanceNorm3d):
+    """Each channel of each sample of [n, c, d, h, w] by its own mean and variance."""
+
+
+class _LazyInstance(_Instance):
+    def initialize_parameters(self: Any, input: Tensor) -> None:
+        super().initialize_parameters(input)  # type: ignore[misc]
+        lazily(self)
+
+
+class LazyInstanceNorm1d(_LazyInstance, torch.nn.LazyInstanceNorm1d):
+    """InstanceNorm1d that learns num_features from its first input."""
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(_LazyInstance, torch.nn.LazyInstanceNorm2d):
+    """InstanceNorm2d that learns num_features from its first input."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(_LazyInstance, torch.nn.LazyInstanceNorm3d):
+    """InstanceNorm3d that learns num_features from its first input."""
+
+    cls_to_become = InstanceNorm3d

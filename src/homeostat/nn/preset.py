@@ -1,0 +1,106 @@
+"""Preset: what turns a class of torch.nn into a sentence over frame, source and gain.
+
+A preset *is* the torch class (isinstance holds, so weight-decay filters and averaging utilities keep working); only
+`forward` differs. Its source follows torch's attributes, which users change after construction (`bn.momentum = None`),
+unless one was given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from homeostat.norm import count_skipped, hold
+from homeostat.sources import Batch, Running, Source
+
+# What a given source decides itself.
+DECIDED = ("momentum", "track_running_stats")
+
+
+class Preset:
+    """Mixed in before a torch.nn norm."""
+
+    _given: Source | None = None  # the source= of the constructor, or what freezing put there
+    center = True
+
+    def __init__(self, *args: Any, source: Source | None = None, **kwargs: Any) -> None:
+        if source is not None:
+            _refuse_both(type(self), source, args, kwargs)
+            if _takes(type(self), "track_running_stats"):
+                kwargs["track_running_stats"] = False
+        super().__init__(*args, **kwargs)
+        self.prepare(source)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        torch_class = next((c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules.")), None)
+        if torch_class is not None:  # its signature, and a source
+            own = inspect.signature(torch_class)
+            source = inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, default=None)
+            cls.__signature__ = own.replace(parameters=[*own.parameters.values(), source])  # type: ignore[attr-defined]
+
+    def prepare(self: Any, source: Source | None = None) -> None:
+        """Add what torch's class lacks: the given source with its memory, and the counter of skipped batches."""
+        if source is not None:
+            self._given = source
+            self.track_running_stats = bool(source.names)
+            self.momentum = getattr(source, "momentum", None)
+            groups, like = self.remembered_groups(), self.weight
+            kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+            hold(self, source.init(groups, **kind), kind.get("device"))
+        elif getattr(self, "running_mean", None) is not None:
+            count_skipped(self, self.running_mean.device)
+
+    def remembered_groups(self: Any) -> tuple[int, ...]:
+        return (self.num_features,)
+
+    @property
+    def source(self) -> Source:
+        return self._given or self.default_source()
+
+    @source.setter
+    def source(self, source: Source | None) -> None:
+        self._given = source
+
+    def default_source(self: Any) -> Source:
+        return Batch()
+
+    def extra_repr(self) -> str:
+        own: str = super().extra_repr()  # type: ignore[misc]
+        return own if self._given is None else f"{own}, source={self._given}"
+
+
+class Remembering(Preset):
+    """Presets whose torch class has running statistics."""
+
+    def default_source(self: Any) -> Source:
+        return Batch() if self.running_mean is None else Running(self.momentum)
+
+    def reset_running_stats(self: Any) -> None:
+        super().reset_running_stats()  # type: ignore[misc]
+        if getattr(self, "num_batches_skipped", None) is not None:
+            self.num_batches_skipped.zero_()
+
+
+def lazily(self: Any) -> None:
+    """After a lazy class has learned its size: the counter moves to where the memory is."""
+    if self.running_mean is not None:
+        count_skipped(self, self.running_mean.device)
+
+
+def _takes(cls: type, name: str) -> bool:
+    return name in inspect.signature(cls).parameters
+
+
+def _refuse_both(cls: type, source: Source, args: Any, kwargs: Any) -> None:
+    if not isinstance(source, Source):
+        raise TypeError(f"source={source!r} is not a source; pass for instance Running(0.1), Batch() or Frozen().")
+    given = inspect.signature(cls).bind(*args, **kwargs).arguments
+    both = [f"{name}=" for name in DECIDED if name in given]
+    if both:
+        raise TypeError(f"{cls.__name__}: source={source} decides {' and '.join(both)} itself; give one or the other.")
+    if source.names and not issubclass(cls, Remembering):
+        raise TypeError(
+            f"{cls.__name__} has new groups in every call, so {type(source).__name__} would have nothing to remember; "
+            f"its source is Batch()."
+        )

@@ -1,0 +1,220 @@
+"""Norm = frame + source + gain.
+
+Norm("n c ... -> c", source=Running(0.1), gain=Learned("c"), c=64)       batch norm
+Norm("... d -> ...", gain=Learned("d"), d=512)                           layer norm
+Norm("b t (h d) -> b t h", center=False, gain=Learned("d"), h=8, d=64)   RMS norm per head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from homeostat import door, memory, ops
+from homeostat.arrays import backend_of
+from homeostat.frame import Frame, FrameError, Label
+from homeostat.gains import Learned
+from homeostat.kernels.reference import Job
+from homeostat.moments import Moments
+from homeostat.plan import Plan, plan_for
+from homeostat.sources import Batch, Source
+from homeostat.trust import Fixed
+
+
+class Norm(nn.Module):
+    """Normalize by a frame, with statistics from a source, and put a gain back.
+
+    Sizes (`c=64`) are needed for what is learned or remembered; `lab=8` says how many values a label takes. Labels
+    themselves come with the call: `norm(x, lab=codes)`.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        pattern: str,
+        source: Source | None = None,
+        gain: Learned | None = None,
+        eps: float | str = 1e-5,
+        center: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        door.check_eps(eps)
+        self.frame = Frame.parse(pattern)
+        self.source = Batch() if source is None else source
+        self.gain, self.eps, self.center = gain, eps, center
+        labels = {label.name for label in self.frame.labels}
+        self.sizes = {name: n for name, n in sizes.items() if name not in labels}
+        self.counts = {name: n for name, n in sizes.items() if name in labels}
+        _check_declared(self.frame, self.sizes, self.counts)
+        kind = {"device": device, "dtype": dtype}
+        self.gain_frame = None if gain is None else gain.frame_in(self.frame)
+        self._make_gain(kind)
+        self.state_frame = _remembered_groups(self.frame, sizes) if self.source.names else self.frame
+        if self.source.names:
+            hold(self, self.source.init(_extent(self.state_frame, sizes), **kind), device)
+
+    def _make_gain(self, kind: dict[str, Any]) -> None:
+        shape = None if self.gain_frame is None else _extent(self.gain_frame, self.sizes)
+        bias = self.gain is not None and self.gain.bias
+        self.weight = None if shape is None else nn.Parameter(torch.ones(shape, **kind))
+        self.bias = nn.Parameter(torch.zeros(shape, **kind)) if shape is not None and bias else None
+
+    def reset_parameters(self) -> None:
+        """Gains back to the identity, memory back to its beginning."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        forget(self)
+
+    def forward(self, x: Tensor, where: Tensor | None = None, **labels: Any) -> Tensor:
+        return run(self, x, self.frame, self.sizes, where, labels)
+
+    def extra_repr(self) -> str:
+        sizes = "".join(f", {name}={n}" for name, n in {**self.sizes, **self.counts}.items())
+        center = "" if self.center else ", center=False"
+        gain = "" if self.gain is None else f", gain={self.gain}"
+        return f'"{self.frame}", source={self.source}{gain}, eps={self.eps}{center}{sizes}'
+
+
+def run(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Mapping[str, int],
+    where: Tensor | None = None,
+    labels: Mapping[str, Any] | None = None,
+    check_pool: bool = True,
+) -> Tensor:
+    """One forward of a layer that has source, state_frame, gain_frame, weight, bias, eps and center.
+
+    trust = source.trust(recall(state))     y: Tensor
+    y, m = ops.normalize(x, trust)     remember(source.step(state, m))
+    """
+    source: Source = layer.source
+    training = layer.training
+    writes = training and bool(source.names) and getattr(layer, "track_running_stats", True)
+    state = {name: getattr(layer, name) for name in source.names}
+    trust = source.trust(memory.recall(state, writes), training)
+    fixed = isinstance(trust, Fixed)
+    writes = writes and not fixed
+    frame = layer.state_frame if fixed else source.frame(frame, training)
+    plan, codes = _planned(x, frame, sizes, labels or {}, where, layer.center and check_pool and not fixed, layer)
+    gain = None if layer.gain_frame is None else plan.keep(layer.gain_frame)
+    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+    job = Job(plan, gain, codes, trust, eps, layer.center)
+    y: Tensor
+    y, m = ops.normalize(x, layer.weight, layer.bias, where, job, wanted=writes)
+    if m is not None:
+        memory.remember(source, state, layer.num_batches_skipped, _average(m, plan, layer.state_frame), _name(layer))
+    return y
+
+
+def hold(layer: nn.Module, state: Mapping[str, Tensor], device: Any = None) -> None:
+    """Register a source's memory on a layer: buffers under torch's names, and a counter of skipped batches."""
+    for name, buffer in state.items():
+        layer.register_buffer(name, buffer)
+    count_skipped(layer, device)
+
+
+def count_skipped(layer: nn.Module, device: Any = None) -> None:
+    """Not in the state_dict, whose keys are torch's."""
+    counter = torch.zeros((), dtype=torch.int64, device=device)
+    layer.register_buffer("num_batches_skipped", counter, persistent=False)
+
+
+def forget(layer: Any) -> None:
+    """Memory back to its beginning, in place."""
+    if layer.source.names:
+        shape = tuple(layer.running_mean.shape)
+        for name, fresh in layer.source.init(shape).items():
+            getattr(layer, name).copy_(fresh)
+        layer.num_batches_skipped.zero_()
+
+
+def _planned(
+    x: Tensor,
+    frame: Frame,
+    sizes: Mapping[str, int],
+    labels: Mapping[str, Any],
+    where: Tensor | None,
+    check_pool: bool,
+    layer: Any,
+) -> tuple[Plan, tuple[Any, ...]]:
+    if not frame.labels and not labels:  # the everyday call, kept short
+        door.check_dtype(backend_of(x), x)
+        if where is not None:
+            door.check_where(where, x)
+        plan = plan_for(frame, tuple(x.shape), sizes)
+        if check_pool and plan.pool < 2:
+            door.check_pool(door.Bound(frame, plan), where)
+        return plan, ()
+    bound = door.bind(x, frame, {**sizes, **labels})
+    for label, n in zip(frame.labels, bound.plan.counts, strict=True):
+        if layer.counts.get(label.name, n) != n:
+            raise FrameError(f"{label.name} takes {layer.counts[label.name]} values here; these labels take {n}.")
+    if check_pool:
+        door.check_pool(bound, where)
+    return bound.plan, bound.codes
+
+
+def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
+    """The moments of the groups that are remembered: of the others, which come and go, the average.
+
+    Instance norm measures every channel of every sample and remembers one pair per channel.
+    """
+    kept = plan.keep(state_frame, dict(zip((k.name for k in state_frame.labels), plan.counts, strict=False)))
+    gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
+    if not gone:
+        return m
+    count = m.count if isinstance(m.count, float) else m.count.mean(gone)
+    return Moments(count, m.mean.mean(gone), m.m2.mean(gone))
+
+
+def _name(layer: nn.Module) -> str:
+    return type(layer).__name__
+
+
+def _extent(frame: Frame, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a frame's groups where all of them have declared sizes."""
+    out = []
+    for item in frame.kept:
+        n = 1
+        for name in (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,):
+            if name not in sizes:
+                raise FrameError(f'"{frame}" is learned or remembered per {name}: give its size, {name}=...')
+            n *= sizes[name]
+        out.append(n)
+    return tuple(out)
+
+
+def _remembered_groups(frame: Frame, sizes: Mapping[str, int]) -> Frame:
+    """Of the groups of a frame, those that are there in every call: with declared sizes."""
+    kept = tuple(item for item in frame.kept if _declared(item, sizes))
+    if frame.kept and not kept:
+        raise FrameError(
+            f'"{frame}" has new groups in every call, so there is nothing to remember between calls: '
+            f"use source=Batch(), or give the size of an axis it keeps."
+        )
+    return frame.keep(kept)
+
+
+def _declared(item: Any, sizes: Mapping[str, int]) -> bool:
+    names = (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,)
+    return all(name in sizes for name in names)
+
+
+def _check_declared(frame: Frame, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    for name, n in {**sizes, **counts}.items():
+        if not isinstance(n, int) or isinstance(n, bool) or n <= 0:
+            raise FrameError(f'"{frame}": {name}={n!r} is not a size; sizes are positive integers.')
+        if name not in frame.names and name not in counts:
+            raise FrameError(f'"{frame}" has no axis or label {name}; its axes are {", ".join(frame.names)}.')

@@ -1,0 +1,172 @@
+"""Reading: what one frame measured on one tensor; and the two verbs that make it, `measure` and `normalize`.
+
+>>> import numpy as np
+>>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+>>> normalize(x, "cell gene -> gene", eps=0.0)
+array([[-1., -1.],
+       [ 1.,  1.]])
+>>> y, reading = normalize(x, "cell gene -> gene", eps=0.0, return_reading=True)
+>>> reading.inverse(y)
+array([[ 1., 10.],
+       [ 3., 30.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+from homeostat import ops
+from homeostat.affine import Affine
+from homeostat.arrays import Array, backend_of
+from homeostat.door import Bound, bind, check_eps, check_pool, check_where
+from homeostat.frame import Frame, ShapeError
+from homeostat.kernels import reference
+from homeostat.kernels.groups import groups_of
+from homeostat.kernels.reference import Job
+from homeostat.moments import Moments
+from homeostat.plan import plan_for
+
+
+def measure(
+    x: Array, pattern: str | Frame, *, center: bool = True, where: Array | None = None, **given: Any
+) -> Moments:
+    """The moments of each group, one entry per group in keep order.
+
+    >>> import numpy as np
+    >>> measure(np.array([[1.0, 10.0], [3.0, 30.0]]), "cell gene -> gene").mean
+    array([ 2., 20.])
+    """
+    bound = bind(x, pattern, given)
+    check_where(where, x)
+    return ops.measure(x, Job(bound.plan, codes=bound.codes, center=center), where)
+
+
+@overload
+def normalize(
+    x: Array,
+    pattern: str | Frame,
+    *,
+    eps: float | Literal["auto"] = ...,
+    center: bool = ...,
+    where: Array | None = ...,
+    return_reading: Literal[False] = ...,
+    **given: Any,
+) -> Array: ...
+
+
+@overload
+def normalize(
+    x: Array,
+    pattern: str | Frame,
+    *,
+    eps: float | Literal["auto"] = ...,
+    center: bool = ...,
+    where: Array | None = ...,
+    return_reading: Literal[True],
+    **given: Any,
+) -> tuple[Array, Reading]: ...
+
+
+def normalize(
+    x: Array,
+    pattern: str | Frame,
+    *,
+    eps: float | Literal["auto"] = 1e-5,
+    center: bool = True,
+    where: Array | None = None,
+    return_reading: bool = False,
+    **given: Any,
+) -> Any:
+    """(x - mean) / sqrt(var + eps), the statistics shared as the pattern says.
+
+    `center=False` divides by the root mean square instead. `where` (a mask, or weights >= 0) decides who is
+    measured; everyone is normalized. `eps="auto"` follows the size of x and the limits of its dtype. Sizes of split
+    axes and labels come as keywords: `normalize(x, "n (g c) ... -> n g", g=32)`,
+    `normalize(X, "cell gene -> lab[cell] gene", lab=labels)`.
+    """
+    bound = bind(x, pattern, given)
+    check_where(where, x)
+    check_eps(eps)
+    if center:
+        check_pool(bound, where)
+    job = Job(bound.plan, codes=bound.codes, eps=eps, center=center)
+    y, moments = ops.normalize(x, None, None, where, job, wanted=return_reading)
+    if not return_reading:
+        return y
+    assert moments is not None
+    return y, Reading(bound.frame, moments, _affine(x, job, moments, where), bound)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reading:
+    """Frame, moments and the affine made of them. It applies to other tensors and undoes itself.
+
+    Labels and sizes need not be repeated for a tensor of the same shape; for another, pass them as to `normalize`.
+    """
+
+    frame: Frame
+    moments: Moments
+    affine: Affine
+    bound: Bound
+
+    @property
+    def mean(self) -> Array:
+        """The mean of each group, in keep order: a feature in its own right."""
+        return self.moments.mean
+
+    @property
+    def std(self) -> Array:
+        return self.moments.std()
+
+    def __call__(self, x: Array, **given: Any) -> Array:
+        """Normalize another tensor by what was measured on the first."""
+        return self._apply(self.affine, x, given)
+
+    def inverse(self, y: Array, **given: Any) -> Array:
+        """Put back what normalizing took away."""
+        return self._apply(self.affine.inverse(), y, given)
+
+    def _apply(self, affine: Affine, x: Array, given: dict[str, Any]) -> Array:
+        bound = self._rebind(x, given)
+        b = backend_of(x)
+        g = groups_of(b, bound.plan, bound.codes)
+        if tuple(bound.plan.groups) != tuple(self.affine.s.shape):
+            raise ShapeError(
+                f'"{self.frame}" was measured with groups {tuple(self.affine.s.shape)}; '
+                f"this tensor has {tuple(bound.plan.groups)}."
+            )
+        z = b.reshape(x, bound.plan.shape)
+        wide = b.group_dtype(x)  # the group's digits, not x's: a round trip must come back
+        parts = [g.spread(g.inner(b.asarray(part, x, wide))) for part in (affine.c, affine.s, affine.t)]
+        y = (b.cast(z, wide) - parts[0]) * parts[1] + parts[2]
+        return b.cast(b.reshape(y, x.shape), x.dtype)
+
+    def _rebind(self, x: Array, given: dict[str, Any]) -> Bound:
+        if not given and self.frame.labels:
+            plan = plan_for(self.frame, tuple(x.shape), self.bound.sizes, self._counts())
+            if plan.shape == self.bound.plan.shape:
+                return self.bound
+            raise ShapeError(
+                f'"{self.frame}" was measured on {self.bound.plan.shape}; for this tensor, {tuple(x.shape)}, pass '
+                f"{', '.join(label.name + '=' for label in self.frame.labels)} again."
+            )
+        return bind(x, self.frame, {**self.bound.sizes, **given}, self.bound.levels)
+
+    def _counts(self) -> dict[str, int]:
+        return dict(zip((label.name for label in self.frame.labels), self.bound.plan.counts, strict=True))
+
+
+def _affine(x: Array, job: Job, moments: Moments, where: Array | None) -> Affine:
+    """The affine that normalizing applied: centre, 1 / sqrt(var + eps), and no offset."""
+    eps = job.eps
+    some = moments.count + (moments.count == 0)
+    var = moments.m2 / some
+    b = backend_of(var)
+    if eps == "auto":
+        relative, floor = reference.auto_terms(backend_of(x), x)
+        eps = b.maximum((var + moments.mean**2) * relative, floor)
+    r = 1.0 / b.sqrt(var + eps)
+    if not isinstance(moments.count, float):
+        r = b.where(moments.count > 0, r, 1.0)
+    return Affine(moments.mean, r, 0.0 * moments.mean)

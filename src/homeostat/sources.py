@@ -1,0 +1,127 @@
+"""Sources: where a statistic comes from. Each says what to trust before measuring and what to remember after.
+
+    Batch()      trusts this tensor, remembers nothing
+    Running(k)   trusts this tensor in training, b <- (1 - k) b + k new; in evaluation trusts b
+    Frozen(s)    trusts what s remembered, and nothing new, whatever `.train()` says
+
+A source is a frozen value without tensors. What it remembers lives on the layer, under torch's names; a variant is a
+new class here, shaped like its siblings. `frame` and `gather` are for sources that measure others' elements too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from homeostat.arrays import Array
+from homeostat.frame import Frame
+from homeostat.moments import Moments
+from homeostat.trust import Fixed, Through, Trust
+
+State = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every source answers, and the answers of one that trusts what it sees and forgets it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it remembers, named as torch names it; nothing, if empty."""
+        return ()
+
+    def frame(self, frame: Frame, training: bool) -> Frame:
+        """Who is measured."""
+        return frame
+
+    def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
+        """Fresh memory for this many groups, one entry per name; `kind` is device and dtype."""
+        return {}
+
+    def gather(self, m: Moments) -> Moments:
+        """What others measured, added; differentiable."""
+        return m
+
+    def trust(self, state: State, training: bool) -> Trust:
+        """Decided before measuring."""
+        return Through()
+
+    def step(self, state: State, m: Moments) -> dict[str, Array]:
+        """New memory from old memory and what was measured; pure. `m` is gathered and detached."""
+        return {}
+
+    def step_natively(self, state: State, skipped: Array, m: Moments) -> bool:
+        """The same step, guard included, in one native call; False where that does not apply."""
+        return False
+
+
+@dataclass(frozen=True)
+class Batch(Source):
+    """The statistics of this very tensor, in training and evaluation alike."""
+
+
+@dataclass(frozen=True)
+class Running(Source):
+    """An exponential average of what was seen; `momentum=None` averages all batches alike.
+
+    b <- (1 - k) b + k new, with the unbiased variance, k = momentum or 1 / (batches so far)
+    """
+
+    momentum: float | None = 0.1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("running_mean", "running_var", "num_batches_tracked")
+
+    def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
+        import torch
+
+        return {
+            "running_mean": torch.zeros(groups, **kind),
+            "running_var": torch.ones(groups, **kind),
+            "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=kind.get("device")),
+        }
+
+    def trust(self, state: State, training: bool) -> Trust:
+        return Through() if training else Fixed(state["running_mean"], state["running_var"])
+
+    def step(self, state: State, m: Moments) -> dict[str, Array]:
+        tracked = state["num_batches_tracked"] + 1
+        k = 1.0 / tracked.to(m.mean.dtype) if self.momentum is None else self.momentum
+        old_mean, old_var = (state[name].to(m.mean.dtype) for name in ("running_mean", "running_var"))
+        mean, var = m.mean, m.m2 / _at_least_one(m.count - 1)
+        if not isinstance(m.count, float):  # a group nobody was measured in keeps what it had
+            mean, var = mean.where(m.count > 0, old_mean), var.where(m.count > 1, old_var)
+        return {
+            "running_mean": (1 - k) * old_mean + k * mean,
+            "running_var": (1 - k) * old_var + k * var,
+            "num_batches_tracked": tracked,
+        }
+
+    def step_natively(self, state: State, skipped: Array, m: Moments) -> bool:
+        from homeostat.kernels import running
+
+        mean, var, tracked = (state[name] for name in self.names)
+        return running.update_running(mean, var, tracked, skipped, m, self.momentum)
+
+
+@dataclass(frozen=True)
+class Frozen(Source):
+    """What `inner` remembered, unchanged: it neither measures nor learns, in training and evaluation alike."""
+
+    inner: Source = field(default_factory=Running)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.inner.names
+
+    def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
+        return self.inner.init(groups, **kind)
+
+    def trust(self, state: State, training: bool) -> Trust:
+        return self.inner.trust(state, False)
+
+
+def _at_least_one(left: Array | float) -> Array | float:
+    return max(left, 1.0) if isinstance(left, float) else left.clamp_min(1.0)
