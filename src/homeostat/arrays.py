@@ -19,9 +19,12 @@ class Numpy:
     """NumPy spellings; the siblings below override what differs."""
 
     name = "numpy"
+    module = "numpy"
 
-    def __init__(self) -> None:
-        self.xp: Any = np
+    @property
+    def xp(self) -> Any:
+        """The library itself; whoever holds one of its arrays has imported it."""
+        return sys.modules[self.module]
 
     # -- dtypes: x is given in one, worked on in another, its statistics kept in a third
 
@@ -76,7 +79,8 @@ class Numpy:
     def ldexp(self, x: Array, e: Array) -> Array:
         """x 2^e, exactly; in two halves, because 2^e alone overflows float32 beyond 127."""
         half = e // 2
-        return self.xp.ldexp(self.xp.ldexp(x, half), e - half)
+        with np.errstate(over="ignore"):  # the M2 of values near the largest is inf, and that is no news
+            return self.xp.ldexp(self.xp.ldexp(x, half), e - half)
 
     def detach(self, x: Array) -> Array:
         return x
@@ -114,12 +118,11 @@ class Numpy:
 
 class Jax(Numpy):
     name = "jax"
+    module = "jax.numpy"
 
-    def __init__(self) -> None:
-        import jax.numpy
-
-        self.jax: Any = jax
-        self.xp = jax.numpy
+    @property
+    def jax(self) -> Any:
+        return sys.modules["jax"]
 
     def work_dtype(self, x: Array) -> Any:
         return self.xp.float64 if x.dtype == "float64" else self.xp.float32
@@ -135,6 +138,9 @@ class Jax(Numpy):
 
     def cast(self, x: Array, dtype: Any) -> Array:
         return x.astype(dtype)
+
+    def ldexp(self, x: Array, e: Array) -> Array:
+        return _times_power(self.xp, x, e)  # jnp.ldexp's own gradient is wrong where x is 0, NaN where denormal (0.10)
 
     def detach(self, x: Array) -> Array:
         return self.jax.lax.stop_gradient(x)
@@ -153,11 +159,7 @@ class Dask(Numpy):
     """Lazy throughout: nothing here computes."""
 
     name = "dask"
-
-    def __init__(self) -> None:
-        import dask.array
-
-        self.xp = dask.array
+    module = "dask.array"
 
     def cast(self, x: Array, dtype: Any) -> Array:
         return x.astype(dtype)
@@ -184,12 +186,7 @@ class Dask(Numpy):
 
 class Torch(Numpy):
     name = "torch"
-
-    def __init__(self) -> None:
-        import torch
-
-        self.xp = torch
-        self.low = (torch.float16, torch.bfloat16)
+    module = "torch"
 
     def work_dtype(self, x: Array) -> Any:
         # float32 work stays float32: the mean is kept as hi + lo, which is as good and half the traffic
@@ -231,10 +228,7 @@ class Torch(Numpy):
         return self.xp.maximum(x, floor) if isinstance(floor, self.xp.Tensor) else x.clamp_min(floor)
 
     def ldexp(self, x: Array, e: Array) -> Array:
-        # torch.ldexp's own gradient is 0 for negative e (2.13), so the powers of two are made as constants
-        half = e // 2
-        one = self.xp.ones((), dtype=x.dtype, device=x.device)
-        return x * self.xp.ldexp(one, half) * self.xp.ldexp(one, e - half)
+        return _times_power(self.xp, x, e)  # torch.ldexp's own gradient is 0 for negative e (2.13)
 
     def detach(self, x: Array) -> Array:
         return x.detach()
@@ -250,13 +244,22 @@ class Torch(Numpy):
         return wide.new_zeros((n, *x.shape[1:])).index_add(0, codes, wide)
 
     def segment_max(self, x: Array, codes: Array, n: int) -> Array:
-        return x.new_zeros((n, *x.shape[1:])).index_reduce(0, codes, x, "amax")
+        # not index_reduce, which announces itself as beta in a warning and has no rule for vmap (2.13)
+        rows = codes.reshape(-1, *(1,) * (x.ndim - 1)).expand(x.shape)
+        return x.new_zeros((n, *x.shape[1:])).scatter_reduce(0, rows, x, "amax")
 
     def take(self, groups: Array, codes: Array) -> Array:
         return groups.index_select(0, codes)
 
     def codes(self, values: Array, x: Array) -> Array:
         return self.xp.as_tensor(values, dtype=self.xp.int64, device=x.device)
+
+
+def _times_power(xp: Any, x: Array, e: Array) -> Array:
+    """x 2^e with the powers of two made as constants, so that the gradient is 2^e and nothing else."""
+    half = e // 2
+    one = xp.ones_like(half, dtype=x.dtype)
+    return x * xp.ldexp(one, half) * xp.ldexp(one, e - half)
 
 
 def _longest_run(axes: tuple[int, ...], shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
@@ -274,28 +277,31 @@ def _longest_run(axes: tuple[int, ...], shape: Sequence[int], strides: Sequence[
     return best
 
 
-_KINDS: tuple[tuple[str, str, type[Numpy]], ...] = (
-    ("numpy", "ndarray", Numpy),
-    ("torch", "Tensor", Torch),
-    ("jax", "Array", Jax),
-    ("dask.array", "Array", Dask),
+_KINDS = (
+    ("numpy", "ndarray", Numpy()),
+    ("torch", "Tensor", Torch()),
+    ("jax", "Array", Jax()),
+    ("dask.array", "Array", Dask()),
 )
-_MADE: dict[str, Numpy] = {}
 
 
 def backend_of(x: Any) -> Numpy:
     """The library x belongs to."""
-    for module, name, kind in _KINDS:
+    for module, name, backend in _KINDS:
         library = sys.modules.get(module)
         if library is not None and isinstance(x, getattr(library, name)):
-            if module not in _MADE:
-                _MADE[module] = kind()
-            return _MADE[module]
+            return backend
     raise TypeError(
         f"x is {_article(type(x).__name__)}; homeostat takes NumPy, torch, JAX and Dask arrays."
         + (" For a table pass its values: df.to_numpy()." if hasattr(x, "to_numpy") else "")
         + (" For a list, numpy.asarray(x, dtype=float)." if isinstance(x, list | tuple) else "")
     )
+
+
+def being_compiled() -> bool:
+    """Is torch.compile or torch.export tracing this very line?"""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 def _article(word: str) -> str:

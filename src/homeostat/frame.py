@@ -59,6 +59,8 @@ class Frame:
     @staticmethod
     def parse(pattern: str, labels: frozenset[str] = frozenset()) -> Frame:
         """Read a pattern. `labels` are names given as labels; they only make one error message more helpful."""
+        if not isinstance(pattern, str):
+            raise FrameError(f'a pattern is text such as "n c ... -> c", not {type(pattern).__name__}.')
         return _parse(pattern, labels)
 
     def __str__(self) -> str:
@@ -77,26 +79,51 @@ class Frame:
         """The same axes, other groups: `Frame.parse("n (g c) ... -> n g").keep("(g c)")` is a gain per channel."""
         if isinstance(kept, str):
             return _parse(f"{_side(self.axes)} -> {kept}", frozenset())
+        if not isinstance(kept, tuple):
+            raise FrameError(f'what "{self}" shall keep is text such as "n c", not {type(kept).__name__}.')
         return _checked(Frame(self.axes, kept), str(self))
 
     def over(self, *names: str) -> Frame:
-        """Pool over these names too."""
+        """Pool over these names too: kept axes, names inside a merge, or labels."""
+        kept = self.kept
         for name in names:
-            if name not in self.kept:
-                raise FrameError(f'"{self}" does not keep {name}, so it is pooled already.')
-        return Frame(self.axes, tuple(item for item in self.kept if item not in names))
+            left = _without(kept, name)
+            if left == kept:
+                raise FrameError(_not_kept(self, name))
+            kept = left
+        return Frame(self.axes, kept)
 
     def split(self, name: str, *into: str) -> Frame:
         """Split an axis evenly: `frame.split("c", "g", "c")` reads c as (g c)."""
-        if name not in self.axes:
-            raise FrameError(f'"{self}" has no axis {name} to split; it has {listed(self.names)}.')
-        axes = tuple(into if axis == name else axis for axis in self.axes)
-        return _checked(Frame(axes, self.kept), f"{_side(axes)} -> {_side(self.kept)}")
+        if name not in self.axes or name == ELLIPSIS:
+            raise FrameError(f'"{self}" has no axis {name} to split; it has {_side(self.axes)}.')
+        frame = Frame(tuple(into if axis == name else axis for axis in self.axes), self.kept)
+        for word in into:
+            _name(word, str(frame))
+        return _checked(frame, str(frame))
 
     def label(self, name: str, *axes: str) -> Frame:
         """Group by a label along `axes` instead of keeping or pooling them."""
-        kept = tuple(item for item in self.kept if item not in axes)
-        return _checked(Frame(self.axes, (Label(name, axes), *kept)), str(self))
+        kept = self.kept
+        for axis in axes:
+            kept = _without(kept, axis)
+        frame = Frame(self.axes, (Label(_name(name, str(self)), axes), *kept))
+        return _checked(frame, str(frame))
+
+
+def _without(kept: tuple[Keep, ...], name: str) -> tuple[Keep, ...]:
+    """What is still kept when the axis or label `name` is not; a merge loses that name only."""
+    left = (tuple(n for n in item if n != name) if isinstance(item, tuple) else item for item in kept)
+    return tuple(i for i in left if i not in (name, ()) and not (isinstance(i, Label) and i.name == name))
+
+
+def _not_kept(frame: Frame, name: str) -> str:
+    spanning = [label for label in frame.labels if name in label.axes]
+    if spanning:
+        return f'"{frame}" groups {name} by {spanning[0]}; to pool it, pool over {spanning[0].name}.'
+    if name in frame.names:
+        return f'"{frame}" does not keep {name}, so it is pooled already.'
+    return f'"{frame}" has no axis or label {name}; its axes are {listed(frame.names)}.'
 
 
 def _side(items: tuple[Keep, ...]) -> str:
@@ -112,8 +139,6 @@ def listed(names: tuple[str, ...] | list[str]) -> str:
 
 @lru_cache(maxsize=1024)
 def _parse(pattern: str, given: frozenset[str]) -> Frame:
-    if not isinstance(pattern, str):
-        raise FrameError(f'a pattern is text such as "n c ... -> c", not {type(pattern).__name__}.')
     if pattern.count("->") != 1:
         what = "has no" if "->" not in pattern else "has more than one"
         raise FrameError(
@@ -160,22 +185,20 @@ def _read(text: str, pattern: str, on_left: bool) -> tuple[Keep, ...]:
         if token == "[":
             _refuse_bracket(pattern, before, glued, on_left, items)
             inside, at = _inside(tokens, at, "]", pattern)
-            if not inside:
-                raise FrameError(f'"{pattern}": {before}[] spans no axis; write the axis it labels, as {before}[n].')
             items[-1] = Label(before, inside)
         elif token == "(":
             inside, at = _inside(tokens, at, ")", pattern)
-            _check_group(inside, pattern, on_left)
             items.append(inside)
         elif token in ")]":
             raise FrameError(f'"{pattern}" closes a "{token}" that was never opened.')
         else:
+            name = _name(token, pattern)
             if glued and (token == ELLIPSIS or before == ELLIPSIS):
                 raise FrameError(
                     f'"{pattern}": "{before}{token}" is two things glued together; '
                     f'write "{before} {token}", the axis and then any number of further axes.'
                 )
-            items.append(_name(token, pattern))
+            items.append(name)
             at += 1
     return tuple(items)
 
@@ -234,14 +257,19 @@ def _name(token: str, pattern: str) -> str:
 
 
 def _checked(frame: Frame, pattern: str, given: frozenset[str] = frozenset()) -> Frame:
-    """Names must be known, and stand once."""
+    """Names must be known, and stand once; brackets must hold something."""
     names = frame.names
+    for axis in frame.axes:
+        if isinstance(axis, tuple):
+            _check_group(axis, pattern, on_left=True)
     for name in names:
         if names.count(name) > 1:
             what = "any number of axes" if name == ELLIPSIS else "an axis"
             raise FrameError(f'"{pattern}" names {name} twice on the left; each name stands for {what} of its own.')
     seen: list[str] = []
     for item in frame.kept:
+        if isinstance(item, tuple):
+            _check_group(item, pattern, on_left=False)
         words = (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,)
         for word in words:
             if word in seen:
@@ -257,6 +285,8 @@ def _checked(frame: Frame, pattern: str, given: frozenset[str] = frozenset()) ->
 
 
 def _check_label(label: Label, names: tuple[str, ...], pattern: str) -> None:
+    if not label.axes:
+        raise FrameError(f'"{pattern}": {label} spans no axis; write the axis it labels, as {label.name}[{names[0]}].')
     if label.name in names:
         raise FrameError(f'"{pattern}": {label.name} is an axis and a label; give the label another name.')
     for axis in label.axes:

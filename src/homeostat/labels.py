@@ -21,80 +21,81 @@ Levels = tuple[Any, ...] | int  # the values the codes stand for, or just how ma
 
 def resolve(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[Array, Levels]:
     """Codes of shape `extent`, and what they stand for."""
-    if isinstance(given, bool | int | float | np.integer) or given is None:
+    if _is_scalar(given):
+        what = "one text" if isinstance(given, str | bytes) else "nothing" if given is None else "one value"
         raise FrameError(
-            f"{name}={given!r} is a number; {said} needs one label per position, shape {extent}, or (codes, n)."
+            f"{name}={given!r} is {what}; {said} needs one label per position, shape {extent}, or (codes, n)."
         )
-    if isinstance(given, str):
-        raise FrameError(f"{name}={given!r} is one text; {said} needs one label per position, shape {extent}.")
     if is_coded(given):
         codes, n = given
+        if not isinstance(n, int | np.integer) or isinstance(n, bool):
+            raise FrameError(f"{name}=(codes, {n!r}): the number of groups is an integer, as in (codes, 8).")
         return _coded(name, codes, int(n), extent, said), int(n)
     return _read(name, given, extent, said)
 
 
 def is_coded(given: Any) -> bool:
-    """Is this `(codes, n)`?"""
-    return (
-        isinstance(given, tuple)
-        and len(given) == 2
-        and isinstance(given[1], int | np.integer)
-        and not isinstance(given[0], str | int)
-    )
+    """Is this `(codes, n)`? Two labels in a tuple are two scalars."""
+    return isinstance(given, tuple) and len(given) == 2 and _is_scalar(given[1]) and not _is_scalar(given[0])
 
 
-def count_of(given: Any) -> int | None:
-    return int(given[1]) if is_coded(given) else None
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic)
 
 
 def recode(name: str, given: Any, extent: tuple[int, ...], said: str, levels: Levels) -> Array:
     """Codes of new labels by the levels of earlier ones."""
-    if is_coded(given) or isinstance(levels, int):
+    if is_coded(given) or _is_scalar(given):
         codes, n = resolve(name, given, extent, said)
         known = levels if isinstance(levels, int) else len(levels)
         if n != known:
             raise FrameError(f"{name} was measured with {known} groups; these labels speak of {n}.")
         return codes
+    if isinstance(levels, int):
+        raise FrameError(f"{name} was measured with (codes, {levels}); pass (codes, {levels}) here too.")
     values = _values(name, given, extent, said)
     place = {level: i for i, level in enumerate(levels)}
     unseen = sorted({str(v) for v in values.ravel().tolist() if v not in place})
     if unseen:
         raise FrameError(
-            f"{name} has {_few(unseen)}, which was not there when measured ({_few([str(v) for v in levels])})."
+            f"{name} has {_few(unseen)}, not among the labels that were measured ({_few([str(v) for v in levels])})."
         )
     return np.array([place[v] for v in values.ravel().tolist()], np.int64).reshape(extent)
 
 
 def _coded(name: str, codes: Any, n: int, extent: tuple[int, ...], said: str) -> Array:
-    if not hasattr(codes, "shape"):
-        codes = np.asarray(codes)
+    if not hasattr(codes, "detach") and not type(codes).__module__.startswith("jax"):
+        codes = _as_numpy(name, codes, said)
     _check_extent(name, tuple(codes.shape), extent, said)
     if "int" not in str(codes.dtype):
         raise FrameError(f"{name}=(codes, n): codes are integers 0..{n - 1}; these are {codes.dtype}.")
     if n <= 0:
         raise FrameError(f"{name}=(codes, {n}): there must be at least one group.")
-    if _is_concrete(codes) and 0 not in codes.shape:
+    if is_concrete(codes) and 0 not in codes.shape:
         low, high = int(codes.min()), int(codes.max())
         if low < 0:
             raise FrameError(
                 f"{name}: code {low} is not in 0..{n - 1}. Labels may not be missing: leave those positions out, "
-                f"or measure without them by where=."
+                f"or give them a group of their own."
             )
         if high >= n:
             raise FrameError(
                 f"{name}: code {high} is not in 0..{n - 1}; for {high + 1} groups pass (codes, {high + 1})."
             )
-    return codes
+    return codes.astype(np.int64) if isinstance(codes, np.ndarray) else codes  # uint64 + int64 would be float64
 
 
-def _is_concrete(codes: Any) -> bool:
-    """Can its values be looked at now? Not while torch or JAX trace, and not inside vmap."""
-    kind = type(codes)
-    if kind.__module__.startswith("torch"):
-        import torch
+def is_concrete(values: Any) -> bool:
+    """Can the values be looked at now? Not while torch or JAX trace, not inside vmap, not without memory."""
+    if not hasattr(values, "detach"):
+        return not type(values).__module__.startswith(("jax._src.interpreters", "dask"))
+    import torch
 
-        return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    return kind.__module__.startswith("numpy") or not kind.__module__.startswith("jax._src.interpreters")
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if type(values) not in (torch.Tensor, torch.nn.Parameter) or values.device.type == "meta":
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _read(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[Array, Levels]:
@@ -115,7 +116,7 @@ def _values(name: str, given: Any, extent: tuple[int, ...], said: str) -> np.nda
                 f"{name}: reading labels looks at their values, which a compiled graph cannot; pass (codes, n)."
             )
         given = given.detach().cpu()
-    values = np.asarray(given)
+    values = _as_numpy(name, given, said)
     _check_extent(name, values.shape, extent, said)
     missing = np.flatnonzero(_missing(values.ravel()))
     if len(missing):
@@ -124,6 +125,23 @@ def _values(name: str, given: Any, extent: tuple[int, ...], said: str) -> np.nda
             f"(position {_few([str(i) for i in missing])}); drop those positions or name them, for instance 'unknown'."
         )
     return values
+
+
+def _as_numpy(name: str, given: Any, said: str) -> np.ndarray[Any, Any]:
+    """A sequence as it is. NumPy would write everything beside a text as text, NaN as "nan" and 1 as "1"."""
+    if isinstance(given, set | frozenset | dict) or hasattr(given, "__next__"):
+        raise FrameError(f"{name} is a {type(given).__name__}; {said} needs a sequence, one label per position.")
+    try:
+        values = np.asarray(given)
+    except ValueError:
+        raise FrameError(
+            f"{name} is neither one label per position, as {said} needs, nor (codes, n) with an integer n: "
+            f"its parts differ in length."
+        ) from None
+    if values.dtype.kind in "US" and not hasattr(given, "dtype"):
+        as_given = np.asarray(given, object)
+        return values if all(isinstance(v, str | bytes) for v in as_given.ravel()) else as_given
+    return values if values.size or values.dtype.kind != "f" else values.astype(np.int64)  # [] is no fraction
 
 
 def _missing(flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

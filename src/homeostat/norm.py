@@ -113,7 +113,7 @@ def run(
     job = Job(plan, gain, codes, trust, eps, layer.center)
     y: Tensor
     y, m = ops.normalize(x, layer.weight, layer.bias, where, job, wanted=writes)
-    if m is not None:
+    if m is not None and not (isinstance(m.count, float) and m.count == 0):
         memory.remember(source, state, layer.num_batches_skipped, _average(m, plan, layer.state_frame), _name(layer))
     return y
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from homeostat.frame import ELLIPSIS, Axis, Frame, FrameError, Label, ShapeError, listed
+from homeostat.arrays import being_compiled
+from homeostat.frame import ELLIPSIS, Axis, Frame, FrameError, Keep, Label, ShapeError, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ def plan_for(
 ) -> Plan:
     """What to do for tensors of one shape; `sizes` of split or checked axes, `counts` of each label's values."""
     given = tuple((sizes or {}).items()), tuple((counts or {}).items())
-    if all(type(n) is int for n in shape):
+    if not being_compiled() and all(type(n) is int for n in shape):
         return _plan_cached(frame, tuple(shape), *given)
-    return _plan(frame, tuple(shape), *given)  # symbolic sizes cannot be hashed
+    return _plan(frame, tuple(shape), *given)  # symbolic sizes cannot be hashed, and a compiler traces no cache
 
 
 def _product(sizes: tuple[int, ...]) -> int:
@@ -163,13 +164,17 @@ def _any_rank(frame: Frame) -> str:
     """The same frame for any rank, where its last axes are all pooled."""
     if ELLIPSIS in frame.axes:
         return ""
-    used = {name for item in frame.kept for name in (item.axes if isinstance(item, Label) else (item,)) if name}
+    used = {name for item in frame.kept for name in _spanned(item)}
     tail = len(frame.axes)
     while tail and isinstance(frame.axes[tail - 1], str) and frame.axes[tail - 1] not in used:
         tail -= 1
     if tail in (0, len(frame.axes)):
         return ""
     return f' For any rank write "{Frame((*frame.axes[:tail], ELLIPSIS), frame.kept)}".'
+
+
+def _spanned(item: Keep) -> tuple[str, ...]:
+    return item.axes if isinstance(item, Label) else item if isinstance(item, tuple) else (item,)
 
 
 def _split(frame: Frame, axis: tuple[str, ...], n: int, sizes: Mapping[str, int]) -> list[int]:

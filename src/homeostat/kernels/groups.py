@@ -103,7 +103,9 @@ class KeyedGroups(Groups):
         return self.b.segment_sum(self._rows(ones), self.key, self.keys) * float(self.plan.pool)
 
     def result(self, inner: Array) -> Array:
-        long = self.b.reshape(inner, (*self.k.sizes, *inner.shape[1:]))
+        kept = self.plan.kept
+        wide = (self.keys, *(self.plan.shape[p] if p in kept else 1 for p in self.k.rest))  # a count is one per key
+        long = self.b.reshape(self.b.broadcast(inner, wide), (*self.k.sizes, *wide[1:]))
         return self.b.reshape(self.b.permute(long, self._order()), self.plan.groups)
 
     def inner(self, result: Array) -> Array:

@@ -10,6 +10,7 @@ Every line is differentiable and runs on any of the four array libraries; faster
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from homeostat.arrays import Array, Numpy
@@ -124,11 +125,12 @@ def auto(
     spacing of `like`'s dtype at 1; and never less than the dtype's floor. Relative, so scaling x changes nothing.
     """
     size = abs(x) if where is None else b.where(where > 0, abs(x), 0)
-    e = b.exponent(b.detach(g.largest(size)))
+    relative, floor = auto_terms(b, like)
+    # not below sqrt(floor), where the floor rules: scaled up any further, it would leave float32
+    e = b.maximum(b.exponent(b.detach(g.largest(size))), math.frexp(floor)[1] // 2)
     z = b.ldexp(x, -g.spread(e))
     seen = measure(b, z, g, where, center)
     square = b.detach(seen.m2 / (seen.n + (seen.n == 0)) + (seen.hi + seen.lo) ** 2)
-    relative, floor = auto_terms(b, like)
     least = b.broadcast(b.asarray(floor, x, b.group_dtype(x)), e.shape)
     return z, e, seen, b.maximum(square * relative, b.ldexp(least, -2 * e))
 
@@ -156,7 +158,7 @@ def fixed(b: Numpy, z: Array, g: Groups, trust: Fixed, job: Job) -> tuple[Array 
     r = 1.0 / b.sqrt(var + eps)
     if not job.center:
         return 0.0, 0.0, r
-    hi = b.cast(mean, z.dtype)
+    hi = b.cast(mean, z.dtype) + 0.0  # a copy: memory may be written between this forward and its backward
     return hi, mean - b.cast(hi, wide), r
 
 

@@ -26,7 +26,8 @@ class _Batch(Remembering):
         self._check_input_dim(input)
         if self.training or self.running_mean is None:
             _check_more_than_one(input)
-        return run(self, input, FRAME, {"c": self.num_features}, check_pool=False)
+        sized = self.affine or self.running_mean is not None  # torch takes any width where nothing is per channel
+        return run(self, input, FRAME, {"c": self.num_features} if sized else {}, check_pool=False)
 
 
 def _check_more_than_one(x: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.frame import Frame
+from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Remembering, lazily
 from homeostat.norm import run
 from homeostat.sources import Batch, Source
@@ -45,7 +45,7 @@ def _other_width(self: Any, width: int) -> dict[str, int]:
     """torch's behaviour: an error where a parameter per channel would not fit, else a warning."""
     said = f"expected input's size at channel dimension to match num_features ({self.num_features}), but got: {width}."
     if self.affine or self.running_mean is not None:
-        raise ValueError(said)
+        raise ShapeError(said)
     warnings.warn(f"{said} num_features is not used because affine=False.", stacklevel=3)
     return {}
 

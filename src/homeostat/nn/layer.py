@@ -51,7 +51,7 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
         return _trailing(len(self.normalized_shape))[1] if self.elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) w, with eps the spacing of x's dtype at 1 if none is given"""
+        """x / sqrt(mean(x^2) + eps) w; without an eps, the spacing at 1 of the dtype of the arithmetic"""
         return _rows(self, x, self.normalized_shape)
 
 
@@ -75,12 +75,18 @@ class GroupNorm(Preset, torch.nn.GroupNorm):
         return run(self, input, GROUPS, sizes, check_pool=False)
 
 
-@cache
 def _trailing(k: int) -> tuple[Frame, Frame]:
     """The frame that pools the last k axes, and the gain on each of their entries."""
+    return _make_trailing(k) if torch.compiler.is_compiling() else _trailing_cached(k)  # a compiler traces no cache
+
+
+def _make_trailing(k: int) -> tuple[Frame, Frame]:
     names = ("d",) if k == 1 else tuple(f"d{i}" for i in range(k))
     frame = Frame(("...", *names), ("...",))
     return frame, frame.keep(names)
+
+
+_trailing_cached = cache(_make_trailing)
 
 
 def _rows(self: Any, x: Tensor, normalized_shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,54 @@
+"""The presets with an input each, for tests that must hold for all of them."""
+
+import torch
+
+import homeostat as hs
+
+PRESETS = {
+    "BatchNorm1d": (lambda: hs.nn.BatchNorm1d(6), (8, 6)),
+    "BatchNorm2d": (lambda: hs.nn.BatchNorm2d(6), (4, 6, 5, 3)),
+    "BatchNorm3d": (lambda: hs.nn.BatchNorm3d(6, momentum=None), (3, 6, 2, 3, 2)),
+    "LayerNorm": (lambda: hs.nn.LayerNorm(6), (4, 3, 6)),
+    "RMSNorm": (lambda: hs.nn.RMSNorm(6), (4, 3, 6)),
+    "GroupNorm": (lambda: hs.nn.GroupNorm(3, 6), (4, 6, 5)),
+    "InstanceNorm1d": (lambda: hs.nn.InstanceNorm1d(6, affine=True), (4, 6, 5)),
+    "InstanceNorm2d": (lambda: hs.nn.InstanceNorm2d(6, affine=True, track_running_stats=True), (4, 6, 5, 3)),
+    "InstanceNorm3d": (lambda: hs.nn.InstanceNorm3d(6), (3, 6, 2, 3, 2)),
+    "Norm": (
+        lambda: hs.Norm("b t (h d) -> b t h", center=False, gain=hs.Learned("d"), h=2, d=3),
+        (2, 4, 6),
+    ),
+    "Norm with eps=auto": (
+        lambda: hs.Norm("n c ... -> c", source=hs.Running(), gain=hs.Learned("c"), eps="auto", c=6),
+        (4, 6, 5),
+    ),
+}
+NAMES = tuple(PRESETS)
+REMEMBERING = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm2d", "Norm with eps=auto")
+
+
+def make(name, dtype=torch.float32):
+    """The layer with gains that are not 1 and 0, and an input whose mean is not 0."""
+    torch.manual_seed(0)
+    build, shape = PRESETS[name]
+    layer = build().to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) / 4)
+    return layer, torch.randn(shape, dtype=dtype) * 2 + 3
+
+
+def everything(layer, x, f=None):
+    """y, dx, the gradient of every parameter, and every buffer afterwards."""
+    x = x.detach().clone().requires_grad_()
+    y = (layer if f is None else f)(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    named = {"y": y.detach(), "dx": x.grad}
+    named |= {f"grad of {name}": p.grad for name, p in layer.named_parameters()}
+    return named | {name: b.clone() for name, b in layer.named_buffers()}
+
+
+def assert_same(got, want, rtol=1e-5, atol=1e-5):
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=rtol, atol=atol, msg=lambda said, n=name: f"{n}: {said}")

@@ -1,0 +1,178 @@
+"""Statistics are safe: no batch counts twice, none that is not finite counts at all, and a trial leaves no trace."""
+
+import copy
+import math
+
+import pytest
+import torch
+from presets import REMEMBERING, assert_same, everything, make
+
+import homeostat as hs
+from homeostat import memory
+from homeostat.kernels import cpu
+
+remembering = pytest.mark.parametrize("name", REMEMBERING)
+
+
+def buffers(layer):
+    return {name: b.clone() for name, b in layer.named_buffers()}
+
+
+@pytest.fixture(params=["native", "tensor operations"])
+def path(request, monkeypatch):
+    if request.param == "native" and cpu.native is None:
+        pytest.skip(f"no native part: {cpu.info().get('reason')}")
+    if request.param != "native":
+        monkeypatch.setattr(cpu, "native", None)
+    return request.param
+
+
+@remembering
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_batch_changes_nothing_and_is_counted(name, bad, path):
+    layer, x = make(name)
+    layer(x)
+    before = buffers(layer)
+    poisoned = x.clone()
+    poisoned.view(-1)[5] = bad
+    layer(poisoned)
+    assert layer.num_batches_skipped == 1
+    assert_same(buffers(layer), before | {"num_batches_skipped": torch.tensor(1)}, 0, 0)
+    layer(x)
+    assert layer.num_batches_tracked == 2
+
+
+def test_a_non_finite_batch_is_skipped_in_compiled_code_too():
+    layer, x = make("BatchNorm2d")
+    compiled = torch.compile(layer, fullgraph=True)
+    compiled(x)
+    before = buffers(layer)
+    compiled(x * math.nan)
+    assert_same(buffers(layer), before | {"num_batches_skipped": torch.tensor(1)}, 0, 0)
+
+
+def test_a_batch_too_large_for_the_buffers_dtype_is_skipped():
+    layer = hs.nn.BatchNorm1d(2).half()
+    layer(torch.tensor([[-6e4, 0.0], [6e4, 1.0]], dtype=torch.float16))  # a variance of 7e9
+    assert layer.num_batches_skipped == 1
+    assert torch.isfinite(layer.running_var).all()
+
+
+def test_native_and_tensor_operations_remember_the_same(monkeypatch):
+    if cpu.native is None:
+        pytest.skip(f"no native part: {cpu.info().get('reason')}")
+    for name in REMEMBERING:
+        layer, x = make(name)
+        other = copy.deepcopy(layer)
+        for step in range(5):
+            layer(x + step)
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "native", None)
+            for step in range(5):
+                other(x + step)
+        assert_same(buffers(layer), buffers(other), 1e-7, 0)
+
+
+def test_cumulative_memory_is_the_mean_of_all_batches():
+    layer = hs.nn.BatchNorm1d(3, momentum=None)
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 3) + i for i in range(7)]
+    for batch in batches:
+        layer(batch)
+    torch.testing.assert_close(layer.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
+    torch.testing.assert_close(layer.running_var, torch.stack([b.var(0) for b in batches]).mean(0))
+
+
+@remembering
+def test_gradient_descent_through_memory_survives_two_forwards_before_one_backward(name):
+    layer, x = make(name)
+    (layer(x).sum() + layer(x + 1).pow(2).sum()).backward()
+    assert layer.num_batches_tracked == 2
+
+
+@remembering
+def test_a_trial_leaves_no_trace_also_after_an_error(name, path):
+    layer, x = make(name)
+    layer(x)
+    before = buffers(layer)
+    with hs.trial(layer) as model:
+        model(x * 5)
+        assert layer.num_batches_tracked == 2
+    assert_same(buffers(layer), before, 0, 0)
+    with pytest.raises(ZeroDivisionError), hs.trial(layer):
+        layer(x * 7)
+        raise ZeroDivisionError
+    assert_same(buffers(layer), before, 0, 0)
+
+
+def test_a_trial_reverts_torchs_own_layers_too():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), hs.nn.BatchNorm1d(3))
+    with hs.trial(model):
+        model(torch.randn(8, 3))
+    assert all(layer.num_batches_tracked == 0 and not layer.running_mean.any() for layer in model)
+
+
+@remembering
+def test_frozen_stays_frozen_through_train(name):
+    layer, x = make(name)
+    for step in range(3):
+        layer(x + step)
+    want = copy.deepcopy(layer).eval()(x)
+    before = buffers(layer)
+    assert hs.freeze(layer) is layer
+    layer.eval()
+    layer.train()
+    torch.testing.assert_close(layer(x), want, rtol=0, atol=0)
+    assert_same(buffers(layer), before, 0, 0)
+    hs.unfreeze(layer)
+    layer(x)
+    assert layer.num_batches_tracked == 4
+    source = layer.source
+    assert source == hs.Running(getattr(layer, "momentum", 0.1))
+
+
+def test_a_frozen_layer_still_learns_its_gain_and_passes_gradients_as_constants():
+    layer, x = make("BatchNorm2d")
+    layer(x)
+    hs.freeze(layer)
+    got = everything(layer, x)
+    scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+    w = torch.linspace(-1, 1, x.numel()).view_as(x)
+    torch.testing.assert_close(got["dx"], w * scale.view(1, -1, 1, 1))
+    assert got["grad of weight"].abs().sum() > 0
+
+
+def test_a_source_given_at_construction_comes_back_after_freezing():
+    layer = hs.nn.BatchNorm1d(3, source=hs.Running(0.25))
+    hs.unfreeze(hs.freeze(layer))
+    assert layer.source == hs.Running(0.25)
+
+
+def test_an_empty_batch_neither_fails_nor_counts():
+    layer, x = make("BatchNorm2d")
+    layer(x)
+    before = buffers(layer)
+    y = layer(x[:0])
+    assert y.shape == x[:0].shape
+    assert torch.isfinite(layer.running_mean).all()
+    assert_same(
+        {k: v for k, v in buffers(layer).items() if "num" not in k},
+        {k: v for k, v in before.items() if "num" not in k},
+        0,
+        0,
+    )
+
+
+def test_memory_is_written_by_remember_alone():
+    """No other line of the package assigns into a buffer."""
+    import ast
+    from pathlib import Path
+
+    writers = {"copy_", "add_", "mul_", "lerp_", "zero_", "fill_", "update_running"}
+    found = set()
+    for path in Path(memory.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writers:
+                found.add(path.name)
+    # norm.py and preset.py reset to the beginning, states.py restores a snapshot, running.py is remember's native half
+    assert found == {"memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
