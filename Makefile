@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench lab docs clean
+.PHONY: help setup demo test check accuracy bench lab docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -29,6 +29,9 @@ check: setup ## lint, format, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
+
+accuracy: setup ## print the largest errors against float64, torch.nn beside homeostat
+	$(BIN)/python bench/accuracy.py
 
 bench: ## measure speed
 	@echo "There is no benchmark yet."

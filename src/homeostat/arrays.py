@@ -164,6 +164,32 @@ class Dask(Numpy):
     def cast(self, x: Array, dtype: Any) -> Array:
         return x.astype(dtype)
 
+    # codes stay NumPy arrays throughout, so that any stretch of them is at hand
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.reshape(tuple(shape))
+
+    def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
+        xp = np if isinstance(x, np.ndarray) else self.xp
+        return xp.broadcast_to(x, tuple(shape))
+
+    def take(self, groups: Array, codes: Array) -> Array:
+        """In pieces of the size Dask likes: all rows at once need not fit into memory."""
+        shape = (len(codes), *groups.shape[1:])
+        rows, *rest = self.xp.core.normalize_chunks(("auto", *groups.chunks[1:]), shape, dtype=groups.dtype)
+        pieces, others = self.xp.from_array(codes, chunks=(rows,)), tuple(range(1, groups.ndim))
+        return self.xp.blockwise(
+            np.take,
+            (0, *others),
+            groups.rechunk({0: -1}),
+            (-1, *others),
+            pieces,
+            (0,),
+            axis=0,
+            dtype=groups.dtype,
+            concatenate=True,
+        )
+
     def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
         return self._segments(x, codes, n, Numpy().segment_sum).sum(axis=0)
 
