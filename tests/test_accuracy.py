@@ -10,12 +10,12 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from torch.func import functional_call, grad
 
 import homeostat as hs
-import oracle
 
 # y is at most 15 here, and one rounding at that size is 5e-7: the bound leaves room for ten.
 # Sums over 1e5 values are as good as their largest term.
@@ -35,7 +35,9 @@ class Case(NamedTuple):
 
 
 ROWS = [(4096, 1024), (512, 4096), (128, 64), (7, 33), (3, 100003)]
-IMAGES = [(8, 256, 14, 14), (2, 32, 256, 256), (5, 6, 7, 3)]
+IMAGES = [(8, 256, 14, 14), (2, 16, 256, 256), (5, 6, 7, 3)]
+LARGE = (32, 64, 56, 56)
+GROUPS = {256: 32, 16: 4, 6: 3}  # by channels
 SEVERAL_THREADS = [(512, 4096), (3, 100003), *IMAGES[:2]]
 CASES = [
     *(Case(preset, (shape[-1],), shape) for shape in ROWS for preset in ("LayerNorm", "RMSNorm")),
@@ -44,11 +46,11 @@ CASES = [
         for shape in IMAGES
         for case in (
             Case("BatchNorm2d", (shape[1],), shape),
-            Case("GroupNorm", (3 if shape[1] == 6 else 32, shape[1]), shape),
+            Case("GroupNorm", (GROUPS[shape[1]], shape[1]), shape),
             Case("InstanceNorm2d", (shape[1],), shape),
         )
     ),
-    Case("BatchNorm2d", (64,), (32, 64, 56, 56)),
+    Case("BatchNorm2d", (64,), LARGE),
     Case("LayerNorm", ((64, 7, 9),), (16, 64, 7, 9)),
     Case("RMSNorm", ((64, 7, 9),), (16, 64, 7, 9)),
     Case("BatchNorm1d", (256,), (4096, 256)),
@@ -58,7 +60,7 @@ CASES = [
     Case("InstanceNorm1d", (33,), (8, 33, 1001)),
     Case("InstanceNorm3d", (12,), (2, 12, 9, 20, 31)),
 ]
-REMEMBERING = [case for case in CASES if "Batch" in case.preset]
+REMEMBERING = [case for case in CASES if "Batch" in case.preset and case.shape != LARGE]
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROUTES = ("eager", "functorch")
 
@@ -66,8 +68,7 @@ ROUTES = ("eager", "functorch")
 COMPILED = [
     *((case, layout) for case in CASES if case.shape == IMAGES[0] for layout in ("contiguous", "channels_last")),
     *((case, "contiguous") for case in CASES if case.shape == (512, 4096)),
-    (Case("BatchNorm2d", (32,), IMAGES[1]), "channels_last"),
-    (Case("GroupNorm", (32, 32), IMAGES[1]), "channels_last"),
+    (Case("GroupNorm", (4, 16), IMAGES[1]), "channels_last"),
     (Case("LayerNorm", (100003,), (3, 100003)), "contiguous"),
 ]
 

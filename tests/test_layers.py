@@ -40,7 +40,15 @@ LAYERS = (
 
 # These libraries may load when a file of ours is imported only if the file is listed; elsewhere, inside functions.
 OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn"}
-MAY_LOAD_OPTIONAL = ("nn/*", "norm.py", "memory.py", "kernels/aten.py", "kernels/eager.py", "kernels/running.py")
+MAY_LOAD_OPTIONAL = (
+    "nn/*",
+    "norm.py",
+    "memory.py",
+    "kernels/aten.py",
+    "kernels/eager.py",
+    "kernels/running.py",
+    "kernels/fused.py",
+)
 
 # What `import homeostat` may take, NumPy included, where NumPy alone takes 0.080. Seconds of the importing thread.
 IMPORT_SECONDS, NUMPY_SECONDS = 0.150, 0.080

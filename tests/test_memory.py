@@ -70,7 +70,7 @@ def test_native_and_tensor_operations_remember_the_same(monkeypatch):
             patch.setattr(cpu, "native", None)
             for step in range(5):
                 other(x + step)
-        assert_same(buffers(layer), buffers(other), 1e-7, 0)
+        assert_same(buffers(layer), buffers(other), 2.0**-23, 0)  # one rounding on store
 
 
 def test_cumulative_memory_is_the_mean_of_all_batches():
@@ -99,9 +99,14 @@ def test_a_trial_leaves_no_trace_also_after_an_error(name, path):
         model(x * 5)
         assert layer.num_batches_tracked == 2
     assert_same(buffers(layer), before, 0, 0)
-    with pytest.raises(ZeroDivisionError), hs.trial(layer):
-        layer(x * 7)
-        raise ZeroDivisionError
+
+    def fails():
+        with hs.trial(layer):
+            layer(x * 7)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert_same(buffers(layer), before, 0, 0)
 
 
@@ -175,4 +180,5 @@ def test_memory_is_written_by_remember_alone():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writers:
                 found.add(path.name)
     # norm.py and preset.py reset to the beginning, states.py restores a snapshot, running.py is remember's native half
-    assert found == {"memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
+    # fused.py copies a gradient into an array of its own
+    assert found == {"fused.py", "memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}

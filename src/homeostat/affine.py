@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homeostat.arrays import Array, backend_of
+import numpy as np
+
+from homeostat.arrays import Array, is_at_hand, to_numpy
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -34,8 +36,11 @@ class Affine:
         return Affine(self.c, self.s * after.s, after(self.t))
 
     def inverse(self) -> Affine:
-        if _any_zero(self.s):
-            raise ValueError("this affine has a scale of 0 somewhere: what it maps to one point cannot be told apart.")
+        if _flattens(self.s):
+            raise ValueError(
+                "this affine has a scale of 0 or NaN or infinity somewhere: "
+                "what it maps to one point cannot be told apart."
+            )
         return Affine(self.t, 1 / self.s, self.c)
 
     def fold_into(self, weight: Array, bias: Array | None = None) -> tuple[Array, Array]:
@@ -44,7 +49,9 @@ class Affine:
         return weight * s, self(0.0 if bias is None else bias)
 
 
-def _any_zero(s: Array) -> bool:
-    if isinstance(s, float | int):
-        return s == 0
-    return backend_of(s).name != "dask" and bool((s == 0).any())
+def _flattens(s: Array) -> bool:
+    if not isinstance(s, float | int | np.generic):
+        if not is_at_hand(s):
+            return False
+        s = to_numpy(s)
+    return not bool(np.all(np.isfinite(s) & (s != 0)))

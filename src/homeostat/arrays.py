@@ -66,6 +66,9 @@ class Numpy:
     def where(self, mask: Array, a: Any, b: Any) -> Array:
         return self.xp.where(mask, a, b)
 
+    def fill(self, x: Array, mask: Array, value: float) -> Array:
+        return self.xp.where(mask, x.dtype.type(value), x)
+
     def sqrt(self, x: Array) -> Array:
         return self.xp.sqrt(x)
 
@@ -95,7 +98,7 @@ class Numpy:
     # -- keyed groups: rows of x [u, ...] belong to the group named by codes [u]
 
     def segment_sum(self, x: Array, codes: Array, n: int) -> Array:
-        flat = x.reshape(x.shape[0], -1)
+        flat = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
         out = np.zeros((n, flat.shape[1]), flat.dtype)
         order = np.argsort(codes, kind="stable")  # reduceat wants each group's rows together
         sorted_codes = np.asarray(codes)[order]
@@ -176,7 +179,7 @@ class Dask(Numpy):
     def take(self, groups: Array, codes: Array) -> Array:
         """In pieces of the size Dask likes: all rows at once need not fit into memory."""
         shape = (len(codes), *groups.shape[1:])
-        rows, *rest = self.xp.core.normalize_chunks(("auto", *groups.chunks[1:]), shape, dtype=groups.dtype)
+        rows = self.xp.core.normalize_chunks(("auto", *groups.chunks[1:]), shape, dtype=groups.dtype)[0]
         pieces, others = self.xp.from_array(codes, chunks=(rows,)), tuple(range(1, groups.ndim))
         return self.xp.blockwise(
             np.take,
@@ -249,6 +252,9 @@ class Torch(Numpy):
 
     def amax(self, x: Array, axes: tuple[int, ...]) -> Array:
         return x.amax(dim=axes, keepdim=True) if axes else x
+
+    def fill(self, x: Array, mask: Array, value: float) -> Array:
+        return x.masked_fill(mask, value)  # keeps x's memory format, which where() takes from the mask
 
     def maximum(self, x: Array, floor: Any) -> Array:
         return self.xp.maximum(x, floor) if isinstance(floor, self.xp.Tensor) else x.clamp_min(floor)
@@ -328,6 +334,21 @@ def being_compiled() -> bool:
     """Is torch.compile or torch.export tracing this very line?"""
     torch = sys.modules.get("torch")
     return torch is not None and torch.compiler.is_compiling()
+
+
+def is_at_hand(x: Array) -> bool:
+    """May the values be looked at now? Not in Dask, not while torch or JAX trace or map, not without memory."""
+    kind = backend_of(x).name
+    if kind == "jax":
+        return not isinstance(x, sys.modules["jax"].core.Tracer)
+    if kind != "torch":
+        return kind == "numpy"
+    torch = sys.modules["torch"]
+    if being_compiled() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
+        return False
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.device.type == "meta":
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _article(word: str) -> str:

@@ -36,12 +36,13 @@ def images(rng: np.random.Generator) -> None:
     title("Images [n=4, c=6, h=8, w=8]. Each square is one channel of one sample; equal letters share a statistic.")
     x = rng.normal(size=(4, 6, 8, 8)) + 5 * np.arange(6).reshape(6, 1, 1) + 20 * np.arange(4).reshape(4, 1, 1, 1)
     rows = []
-    for name, pattern, sizes in (
+    frames: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("batch norm", "n c ... -> c", {}),
         ("layer norm", "n c ... -> n", {}),
         ("instance norm", "n c ... -> n c", {}),
         ("group norm", "n (g c) ... -> n g", {"g": 3}),
-    ):
+    )
+    for name, pattern, sizes in frames:
         y = hs.normalize(x, pattern, **sizes)
         shown = f"channel levels {left(y, (0, 2, 3))}   brightness {left(y, (1, 2, 3))}"
         rows.append((f'{name:14}"{pattern}"', picture(x, pattern, (0, 1), sizes), shown))
@@ -106,7 +107,7 @@ def layers() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8))
     hs.adopt(model)
     model(x * float("nan"))
-    skipped = int(model[1].num_batches_skipped)
+    skipped = int(model.get_buffer("1.num_batches_skipped"))
     print(
         f"\n  hs.adopt(model) makes a model's norms ours in place; a batch of NaN was skipped and counted: {skipped}."
     )

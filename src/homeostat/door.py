@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 from homeostat import labels
-from homeostat.arrays import Array, Numpy, backend_of, to_numpy
+from homeostat.arrays import Array, Numpy, backend_of, is_at_hand, to_numpy
 from homeostat.frame import Frame, FrameError, ShapeError, listed
 from homeostat.plan import Plan, plan_for
+
+
+class DtypeError(TypeError, NotImplementedError):
+    """An array whose values cannot be normalized. Also a NotImplementedError, which is what torch.nn raises here."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,6 +62,8 @@ def _bind_labels(
     codes, found = [], []
     for i, label in enumerate(frame.labels):
         extent = tuple(lengths.shape[p] for p in lengths.spans[i])
+        if not extent:
+            raise ShapeError(f'"{frame}": {label} spans no axis of this tensor, {shape}, where "..." stands for none.')
         if levels:
             code, level = labels.recode(label.name, given[label.name], extent, str(label), levels[i]), levels[i]
         else:
@@ -90,7 +96,7 @@ def _not_a_label(name: str, value: Any, frame: Frame) -> str:
 def check_dtype(b: Numpy, x: Array) -> None:
     """x holds fractions, and an array of them in the plain sense."""
     if not b.is_float(x):
-        raise TypeError(_not_floating(b, x))
+        raise DtypeError(_not_floating(b, x))
     if b.name == "torch":
         if x.layout is not b.xp.strided or x.is_nested:
             kind = ("nested", "torch.nested.to_padded_tensor(x, 0.0) and where=")
@@ -161,11 +167,12 @@ def _library(value: Any) -> str:
 
 def _check_where_values(where: Array) -> None:
     """Looked at where that costs no more than a pass: on a GPU it would stop the device, in Dask compute."""
-    if "bool" in str(where.dtype) or 0 in where.shape or not labels.is_concrete(where):
+    if "bool" in str(where.dtype) or 0 in where.shape or not is_at_hand(where):
         return
     if getattr(where, "is_cuda", False):
         return
-    low, high = float(where.min()), float(where.max())
+    seen = to_numpy(where)
+    low, high = float(seen.min()), float(seen.max())
     if not (low >= 0 and high < math.inf):  # so NaN is refused too
         raise ValueError(f"where goes from {low:g} to {high:g}; weights are finite and >= 0, and 0 leaves out.")
 

@@ -18,8 +18,11 @@ into a Plan for a shape (plan.py); nothing below this file sees a string to inte
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
+
+from homeostat.arrays import being_compiled
 
 # Words that are parameters of `normalize`, `measure`, `Norm` and their calls; axes and labels are passed beside them.
 RESERVED = frozenset("x input self pattern eps center where return_reading source gain dtype device generator".split())
@@ -55,13 +58,23 @@ class Frame:
 
     axes: tuple[Axis, ...]
     kept: tuple[Keep, ...]
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __hash__(self) -> int:
+        """Kept once computed: every call of a layer looks its plan up by its frame."""
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.axes, self.kept)) or 1)
+        return self._hash
+
+    def __reduce__(self) -> Any:
+        return Frame, (self.axes, self.kept)  # another process hashes text differently
 
     @staticmethod
     def parse(pattern: str, labels: frozenset[str] = frozenset()) -> Frame:
         """Read a pattern. `labels` are names given as labels; they only make one error message more helpful."""
         if not isinstance(pattern, str):
             raise FrameError(f'a pattern is text such as "n c ... -> c", not {type(pattern).__name__}.')
-        return _parse(pattern, labels)
+        return _parse(pattern, labels) if being_compiled() else _parse_cached(pattern, labels)
 
     def __str__(self) -> str:
         return f"{_side(self.axes)} -> {_side(self.kept)}".rstrip()
@@ -78,7 +91,7 @@ class Frame:
     def keep(self, kept: str | tuple[Keep, ...]) -> Frame:
         """The same axes, other groups: `Frame.parse("n (g c) ... -> n g").keep("(g c)")` is a gain per channel."""
         if isinstance(kept, str):
-            return _parse(f"{_side(self.axes)} -> {kept}", frozenset())
+            return Frame.parse(f"{_side(self.axes)} -> {kept}")
         if not isinstance(kept, tuple):
             raise FrameError(f'what "{self}" shall keep is text such as "n c", not {type(kept).__name__}.')
         return _checked(Frame(self.axes, kept), str(self))
@@ -137,7 +150,6 @@ def listed(names: tuple[str, ...] | list[str]) -> str:
 # ---------------------------------------------------------------- text -> Frame
 
 
-@lru_cache(maxsize=1024)
 def _parse(pattern: str, given: frozenset[str]) -> Frame:
     if pattern.count("->") != 1:
         what = "has no" if "->" not in pattern else "has more than one"
@@ -151,6 +163,9 @@ def _parse(pattern: str, given: frozenset[str]) -> Frame:
         raise FrameError(f'"{pattern}" names no axes: left of "->" stand the axes of x, as in "n c ... -> c".')
     kept = _read(right, pattern, on_left=False)
     return _checked(Frame(axes, kept), pattern, given)  # type: ignore[arg-type]
+
+
+_parse_cached = lru_cache(maxsize=1024)(_parse)  # not for a compiler, which traces no cache
 
 
 def _tokens(text: str) -> list[tuple[str, bool]]:

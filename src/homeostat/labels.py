@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.arrays import Array
+from homeostat.arrays import Array, is_at_hand, to_numpy
 from homeostat.frame import FrameError
 
 Levels = tuple[Any, ...] | int  # the values the codes stand for, or just how many
@@ -71,8 +71,9 @@ def _coded(name: str, codes: Any, n: int, extent: tuple[int, ...], said: str) ->
         raise FrameError(f"{name}=(codes, n): codes are integers 0..{n - 1}; these are {codes.dtype}.")
     if n <= 0:
         raise FrameError(f"{name}=(codes, {n}): there must be at least one group.")
-    if is_concrete(codes) and 0 not in codes.shape:
-        low, high = int(codes.min()), int(codes.max())
+    if is_at_hand(codes) and 0 not in codes.shape:
+        seen = to_numpy(codes)  # under jax.jit even a known array's minimum would be traced
+        low, high = int(seen.min()), int(seen.max())
         if low < 0:
             raise FrameError(
                 f"{name}: code {low} is not in 0..{n - 1}. Labels may not be missing: leave those positions out, "
@@ -83,19 +84,6 @@ def _coded(name: str, codes: Any, n: int, extent: tuple[int, ...], said: str) ->
                 f"{name}: code {high} is not in 0..{n - 1}; for {high + 1} groups pass (codes, {high + 1})."
             )
     return codes.astype(np.int64) if isinstance(codes, np.ndarray) else codes  # uint64 + int64 would be float64
-
-
-def is_concrete(values: Any) -> bool:
-    """Can the values be looked at now? Not while torch or JAX trace, not inside vmap, not without memory."""
-    if not hasattr(values, "detach"):
-        return not type(values).__module__.startswith(("jax._src.interpreters", "dask"))
-    import torch
-
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if type(values) not in (torch.Tensor, torch.nn.Parameter) or values.device.type == "meta":
-        return False
-    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _read(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[Array, Levels]:

@@ -139,6 +139,7 @@ def _refuse_captured(state: Mapping[str, Tensor], layer: str) -> None:
             inner = f.get_unwrapped(inner)
         if not f.is_gradtrackingtensor(inner):
             raise RuntimeError(
-                f"{layer}.{name} is captured by torch.func.grad or jvp, which may not update it. Pass buffers in: "
-                f"functional_call(model, (params, buffers), x), or call model.eval(), or homeostat.freeze(model)."
+                f"{layer}.{name} is captured by torch.func.grad or jvp, which may not update it. Make the "
+                f"buffers an argument of the differentiated function and pass them on by functional_call(model, "
+                f"(params, buffers), (x,)); or call model.eval(), or homeostat.freeze(model)."
             )

@@ -13,7 +13,6 @@ array([5.])
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,8 @@ class Moments:
         n = self.count + other.count
         share = other.count / (n + (n == 0))  # 0 / 0 where nobody was measured on either side
         d = other.mean - self.mean
-        return Moments(n, self.mean + d * share, self.m2 + other.m2 + d * d * (self.count * share))
+        apart = d * (d * (self.count * share))  # in this order, so that a side without anybody adds 0 however large d
+        return Moments(n, self.mean + d * share, self.m2 + other.m2 + apart)
 
     def __radd__(self, other: Any) -> Moments:
         return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum(parts) works
@@ -49,7 +49,7 @@ class Moments:
     def var(self, ddof: float = 0) -> Array:
         """M2 / (count - ddof); NaN where that leaves nothing to divide by."""
         left = self.count - ddof
-        if isinstance(left, float | int):
+        if isinstance(left, float | int | np.number):
             return self.m2 / left if left > 0 else self.m2 * float("nan")
         b = backend_of(left)
         return self.m2 / b.where(left > 0, left, float("nan"))
@@ -78,11 +78,11 @@ class Moments:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """A reader sees the old file or the new one, never half of it."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}")  # not tempfile's, which nobody else may read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(data)
-        Path(part).replace(path)
+        part.replace(path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

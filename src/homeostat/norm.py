@@ -7,6 +7,7 @@ Norm("b t (h d) -> b t h", center=False, gain=Learned("d"), h=8, d=64)   RMS nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from homeostat.arrays import backend_of
 from homeostat.frame import Frame, FrameError, Label
 from homeostat.gains import Learned
 from homeostat.kernels.reference import Job
+from homeostat.labels import is_coded
 from homeostat.moments import Moments
 from homeostat.plan import Plan, plan_for
 from homeostat.sources import Batch, Source
@@ -36,7 +38,7 @@ class Norm(nn.Module):
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | Frame,
         source: Source | None = None,
         gain: Learned | None = None,
         eps: float | str = 1e-5,
@@ -47,7 +49,9 @@ class Norm(nn.Module):
     ) -> None:
         super().__init__()
         door.check_eps(eps)
-        self.frame = Frame.parse(pattern)
+        _check_parts(source, gain)
+        self.frame = pattern if isinstance(pattern, Frame) else Frame.parse(pattern)
+        sizes = {name: _whole(n) for name, n in sizes.items()}
         self.source = Batch() if source is None else source
         self.gain, self.eps, self.center = gain, eps, center
         labels = {label.name for label in self.frame.labels}
@@ -96,8 +100,7 @@ def run(
 ) -> Tensor:
     """One forward of a layer that has source, state_frame, gain_frame, weight, bias, eps and center.
 
-    trust = source.trust(recall(state))     y: Tensor
-    y, m = ops.normalize(x, trust)     remember(source.step(state, m))
+    trust = source.trust(recall(state))     y, m = ops.normalize(x, trust)     remember(source.step(state, m))
     """
     source: Source = layer.source
     training = layer.training
@@ -109,13 +112,22 @@ def run(
     frame = layer.state_frame if fixed else source.frame(frame, training)
     plan, codes = _planned(x, frame, sizes, labels or {}, where, layer.center and check_pool and not fixed, layer)
     gain = None if layer.gain_frame is None else plan.keep(layer.gain_frame)
-    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+    eps = layer.eps
+    if eps is None and not layer.center:
+        eps = _spacing(x)
+    if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
+        door.check_eps(eps)
     job = Job(plan, gain, codes, trust, eps, layer.center)
     y: Tensor
     y, m = ops.normalize(x, layer.weight, layer.bias, where, job, wanted=writes)
     if m is not None and not (isinstance(m.count, float) and m.count == 0):
         memory.remember(source, state, layer.num_batches_skipped, _average(m, plan, layer.state_frame), _name(layer))
     return y
+
+
+def _spacing(x: Tensor) -> float:
+    """RMSNorm's eps where none is given: that of the dtype torch works in."""
+    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
 
 
 def hold(layer: nn.Module, state: Mapping[str, Tensor], device: Any = None) -> None:
@@ -157,6 +169,13 @@ def _planned(
         if check_pool and plan.pool < 2:
             door.check_pool(door.Bound(frame, plan), where)
         return plan, ()
+    if layer.source.names:
+        for name, given in labels.items():
+            if not is_coded(given):
+                raise FrameError(
+                    f"{name}: a layer that remembers one statistic per label must know which is which in every batch; "
+                    f"pass {name}=(codes, {layer.counts.get(name, 'n')})."
+                )
     bound = door.bind(x, frame, {**sizes, **labels})
     for label, n in zip(frame.labels, bound.plan.counts, strict=True):
         if layer.counts.get(label.name, n) != n:
@@ -183,12 +202,26 @@ def _name(layer: nn.Module) -> str:
     return type(layer).__name__
 
 
+def _check_parts(source: Any, gain: Any) -> None:
+    if not (source is None or isinstance(source, Source)):
+        raise TypeError(f"source={source!r} is not a source; pass for instance Running(0.1), Batch() or Frozen().")
+    if not (gain is None or isinstance(gain, Learned)):
+        raise TypeError(f'gain={gain!r} is not a gain; pass for instance Learned("c").')
+
+
+def _whole(n: Any) -> Any:
+    """NumPy's integers are integers."""
+    return int(n) if hasattr(n, "__index__") and not isinstance(n, bool) else n
+
+
 def _extent(frame: Frame, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a frame's groups where all of them have declared sizes."""
     out = []
     for item in frame.kept:
         n = 1
         for name in (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,):
+            if isinstance(item, Label) and name not in sizes:
+                raise FrameError(f'"{frame}" keeps one per {name}, which Learned does not: a gain is per axis.')
             if name not in sizes:
                 raise FrameError(f'"{frame}" is learned or remembered per {name}: give its size, {name}=...')
             n *= sizes[name]
@@ -198,6 +231,11 @@ def _extent(frame: Frame, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def _remembered_groups(frame: Frame, sizes: Mapping[str, int]) -> Frame:
     """Of the groups of a frame, those that are there in every call: with declared sizes."""
+    for label in frame.labels:
+        if label.name not in sizes:
+            raise FrameError(
+                f'"{frame}" is remembered per {label.name}: give how many values it takes, {label.name}=...'
+            )
     kept = tuple(item for item in frame.kept if _declared(item, sizes))
     if frame.kept and not kept:
         raise FrameError(

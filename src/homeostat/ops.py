@@ -4,7 +4,8 @@
 
 The routes of a torch tensor:
 
-    eager      CPU in plain eager mode: one autograd node                        (kernels/eager.py)
+    fused      CPU in plain eager mode, float32 and bfloat16: the compiled kernels             (kernels/fused.py)
+    eager      CPU in plain eager mode, what they do not take: one autograd node               (kernels/eager.py)
     aten       exported graphs, and devices without kernels of ours, where torch has the same operator
     composite  everything else: torch.compile, functorch, forward AD, subclasses, eps="auto"   (kernels/reference.py)
 
@@ -20,7 +21,7 @@ from homeostat.kernels import reference
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
-from homeostat.trust import Through
+from homeostat.trust import Fixed, Through
 
 
 def measure(x: Array, job: Job, where: Array | None = None) -> Moments:
@@ -40,9 +41,9 @@ def normalize(
     b = backend_of(x)
     x, where, odd = _clean(b, x, where)
     way = route(x, where, job, wanted) if b.name == "torch" else "composite"
-    y, seen, g = _ROUTES[way](b, x, weight, bias, where, job)
+    y, seen, g = _ROUTES[way](b, x, weight, bias, where, job, wanted)
     if odd is not None:
-        y = b.where(odd, float("nan"), y)
+        y = b.fill(y, odd, float("nan"))
     if seen is None or not wanted:
         return y, None
     return y, seen.moments(g or groups_of(b, job.plan, job.codes))
@@ -62,7 +63,13 @@ def route(x: Any, where: Any, job: Job, wanted: bool = False) -> str:
         return "composite"  # vmap, func.grad and jvp go through the reference line by line
     if type(x) not in (torch.Tensor, torch.nn.Parameter):
         return "composite"  # a subclass (DTensor, a quantized or fake tensor) sees plain operators
-    return "eager"
+    return "fused" if cpu and where is None and _has_layout(x, job) else "eager"
+
+
+def _has_layout(x: Any, job: Job) -> bool:
+    from homeostat.kernels import fused
+
+    return fused.layout_of(x, job) is not None
 
 
 def _aten_equals(job: Job, wanted: bool) -> bool:
@@ -72,24 +79,47 @@ def _aten_equals(job: Job, wanted: bool) -> bool:
     return name is not None and (not wanted or name == "batch_norm" or not isinstance(job.trust, Through))
 
 
-def _composite(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job) -> tuple[Any, Seen | None, Any]:
+def _composite(
+    b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
+) -> tuple[Any, Seen | None, Any]:
     return reference.normalize(b, x, weight, bias, where, job)
 
 
-def _eager(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job) -> tuple[Any, Seen | None, Any]:
-    from homeostat.kernels.eager import Fused
+def _fused(
+    b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
+) -> tuple[Any, Seen | None, Any]:
+    import torch
 
-    y, *sums = Fused.apply(x, weight, bias, where, job)  # type: ignore[no-untyped-call]
+    from homeostat.kernels import fused
+
+    layout = fused.layout_of(x, job)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        y, sums = fused.Fused.apply(x, weight, bias, layout, job, wanted)  # type: ignore[no-untyped-call]
+    else:
+        y, sums, _stats = fused.apply(x, weight, bias, layout, job, wanted)
+    if sums is None or isinstance(job.trust, Fixed):
+        return y, None, None
+    g = groups_of(b, job.plan)
+    mean, m2 = (g.inner(part.view(job.plan.groups)) for part in sums)
+    return y, Seen(float(job.plan.pool), mean, 0.0, m2), g
+
+
+def _eager(
+    b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
+) -> tuple[Any, Seen | None, Any]:
+    from homeostat.kernels.eager import Eager
+
+    y, *sums = Eager.apply(x, weight, bias, where, job)  # type: ignore[no-untyped-call]
     return y, Seen(*sums) if sums else None, None
 
 
-def _aten(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job) -> tuple[Any, Seen | None, Any]:
+def _aten(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool) -> tuple[Any, Seen | None, Any]:
     from homeostat.kernels import aten
 
     return aten.normalize(x, weight, bias, job)
 
 
-_ROUTES = {"composite": _composite, "eager": _eager, "aten": _aten}
+_ROUTES = {"fused": _fused, "composite": _composite, "eager": _eager, "aten": _aten}
 
 
 def _clean(b: Numpy, x: Array, where: Array | None) -> tuple[Array, Array | None, Array | None]:
@@ -98,4 +128,4 @@ def _clean(b: Numpy, x: Array, where: Array | None) -> tuple[Array, Array | None
         return x, None, None
     where = b.broadcast(where, x.shape)
     odd = ~((where > 0) | b.xp.isfinite(x))
-    return b.where(odd, 0, x), where, odd
+    return b.fill(x, odd, 0), where, odd

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from homeostat.arrays import being_compiled
 from homeostat.frame import ELLIPSIS, Axis, Frame, FrameError, Keep, Label, ShapeError, listed
@@ -29,6 +30,7 @@ class Plan:
     merges: tuple[int, ...]
     spans: tuple[tuple[int, ...], ...]  # positions each label spans
     counts: tuple[int, ...]  # how many values each label takes
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what was derived from it before
 
     @property
     def keyed(self) -> tuple[int, ...]:
@@ -66,9 +68,14 @@ class Plan:
 
     def keep(self, frame: Frame, counts: Mapping[str, int] | None = None) -> Plan:
         """The plan of another frame with the same left side, for the same tensor."""
-        given = {name: self.shape[i] for i, name in enumerate(self.names)}
+        if frame in self.memo and not counts:
+            found: Plan = self.memo[frame]
+            return found
         atoms, merges, spans = _locate(frame, self.names)
-        return Plan(frame, self.names, tuple(given.values()), atoms, merges, spans, _counts(frame, counts or {}))
+        plan = Plan(frame, self.names, self.shape, atoms, merges, spans, _counts(frame, counts or {}))
+        if not counts and not being_compiled():
+            self.memo[frame] = plan
+        return plan
 
 
 def plan_for(

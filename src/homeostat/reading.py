@@ -16,9 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from homeostat import ops
 from homeostat.affine import Affine
-from homeostat.arrays import Array, backend_of
+from homeostat.arrays import Array, Numpy, backend_of, to_numpy
 from homeostat.door import Bound, bind, check_center, check_dtype, check_eps, check_pool, check_where
 from homeostat.frame import Frame, ShapeError
 from homeostat.kernels import reference
@@ -26,6 +28,7 @@ from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job
 from homeostat.moments import Moments
 from homeostat.plan import plan_for
+from homeostat.trust import Through
 
 
 def measure(
@@ -40,7 +43,7 @@ def measure(
     bound = bind(x, pattern, given)
     check_center(center)
     check_where(where, x)
-    return ops.measure(x, Job(bound.plan, codes=bound.codes, center=center), where)
+    return ops.measure(x, Job(bound.plan, None, bound.codes, Through(), center=center), where)
 
 
 @overload
@@ -92,7 +95,7 @@ def normalize(
     eps = check_eps(eps)  # type: ignore[assignment]
     if center:
         check_pool(bound, where)
-    job = Job(bound.plan, codes=bound.codes, eps=eps, center=center)
+    job = Job(bound.plan, None, bound.codes, Through(), eps, center)
     y, moments = ops.normalize(x, None, None, where, job, wanted=return_reading)
     if not return_reading:
         return y
@@ -141,7 +144,8 @@ class Reading:
             )
         z = b.reshape(x, bound.plan.shape)
         wide = b.group_dtype(x)  # the group's digits, not x's: a round trip must come back
-        parts = [g.spread(g.inner(b.asarray(part, x, wide))) for part in (affine.c, affine.s, affine.t)]
+        found = (_carried(b, part) for part in (affine.c, affine.s, affine.t))
+        parts = [g.spread(g.inner(b.asarray(part, x, wide))) for part in found]
         y = (b.cast(z, wide) - parts[0]) * parts[1] + parts[2]
         return b.cast(b.reshape(y, x.shape), x.dtype)
 
@@ -149,8 +153,8 @@ class Reading:
         if not given and self.frame.labels:
             plan = plan_for(self.frame, tuple(x.shape), self.bound.sizes, self._counts())
             if plan.shape == self.bound.plan.shape:
-                b = backend_of(x)  # which may be another library's than the one measured
-                return replace(self.bound, codes=tuple(b.codes(code, x) for code in self.bound.codes))
+                b = backend_of(x)
+                return replace(self.bound, codes=tuple(b.codes(_carried(b, code), x) for code in self.bound.codes))
             raise ShapeError(
                 f'"{self.frame}" was measured on {self.bound.plan.shape}; for this tensor, {tuple(x.shape)}, pass '
                 f"{', '.join(label.name + '=' for label in self.frame.labels)} again."
@@ -159,6 +163,13 @@ class Reading:
 
     def _counts(self) -> dict[str, int]:
         return dict(zip((label.name for label in self.frame.labels), self.bound.plan.counts, strict=True))
+
+
+def _carried(b: Numpy, values: Array) -> Array:
+    """What was measured in another library than x's, in an array both know."""
+    if not isinstance(values, np.generic) and backend_of(values) is b:
+        return values
+    return np.array(to_numpy(values))  # a copy, because torch takes no array that it may not write to
 
 
 def _affine(x: Array, job: Job, moments: Moments, where: Array | None) -> Affine:

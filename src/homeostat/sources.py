@@ -70,6 +70,13 @@ class Running(Source):
 
     momentum: float | None = 0.1
 
+    def __post_init__(self) -> None:
+        k = self.momentum
+        if not (k is None or (isinstance(k, float | int) and 0 <= k <= 1)):
+            raise ValueError(
+                f"momentum={k!r} is the share of the new batch: a number from 0 to 1, or None for the mean."
+            )
+
     @property
     def names(self) -> tuple[str, ...]:
         return ("running_mean", "running_var", "num_batches_tracked")

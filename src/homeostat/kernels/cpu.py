@@ -11,7 +11,7 @@ HOMEOSTAT_NATIVE=0 in the environment turns it off, so that a test can ask the t
 
 import os
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 __all__ = ["Native", "info", "native"]
 
@@ -33,6 +33,42 @@ class Native(Protocol):
         float64_buffers: bool,
     ) -> bool:
         """Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite."""
+
+    def layout(self, a: int, b: int, c: int, p: int, s: int, ga: int, gc: int, gp: int, gs: int, /) -> Any:
+        """Extents in memory order, and the strides of the gain."""
+
+    def forward(
+        self,
+        layout: Any,
+        x: int,
+        weight: int,
+        bias: int,
+        y: int,
+        stats: int,
+        mean: int,
+        m2: int,
+        eps: float,
+        flags: int,
+        threads: int,
+        /,
+    ) -> None:
+        """y and the statistics of x."""
+
+    def backward(
+        self,
+        layout: Any,
+        x: int,
+        dy: int,
+        weight: int,
+        stats: int,
+        dx: int,
+        dweight: int,
+        dbias: int,
+        flags: int,
+        threads: int,
+        /,
+    ) -> None:
+        """dx and the gradient of the gain."""
 
     def build_info(self) -> dict[str, str]:
         """Which compiler built it, and for which version of homeostat."""

@@ -1,4 +1,4 @@
-"""Eager: one autograd node per normalization, saving x and the statistics instead of every intermediate.
+"""Eager: the reference as one autograd node, saving x and the statistics instead of every intermediate.
 
 The forward is the reference; the backward is its closed form (reference.gradient). Asked for a gradient of the
 gradient, it differentiates the reference instead.
@@ -21,7 +21,7 @@ _B = backend_of(torch.empty(0))
 assert isinstance(_B, Torch)
 
 
-class Fused(torch.autograd.Function):
+class Eager(torch.autograd.Function):
     """y, and the sums a source may want to remember."""
 
     @staticmethod
@@ -51,7 +51,7 @@ class Fused(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, bias, where, hi, lo, r = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _through_the_reference(dy, x, weight, bias, where, ctx.job, ctx.needs_input_grad)
+            return (*through_the_reference(dy, x, weight, bias, where, ctx.job, ctx.needs_input_grad), None, None)
         job = ctx.job
         g = groups_of(_B, job.plan, job.codes)
         work = _B.work_dtype(x)
@@ -79,7 +79,7 @@ def _gain_gradients(
     return dw, None if bias is None else h.result(h.total(dz)).to(bias.dtype)
 
 
-def _through_the_reference(
+def through_the_reference(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -92,4 +92,4 @@ def _through_the_reference(
     y, _seen, _g = reference.normalize(_B, x, weight, bias, where, job)
     inputs = [t for t, need in zip((x, weight, bias), needed, strict=False) if need and t is not None]
     found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return (*(next(found) if need else None for need in needed[:3]), None, None)
+    return tuple(next(found) if need else None for need in needed[:3])

@@ -11,15 +11,13 @@ Every line is differentiable and runs on any of the four array libraries; faster
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from homeostat.arrays import Array, Numpy
 from homeostat.kernels.groups import Groups, groups_of
 from homeostat.moments import Moments
 from homeostat.plan import Plan
 from homeostat.trust import Fixed, Through, Trust
-
-_THROUGH = Through()
 
 # eps="auto": the smallest eps at which rstd, dx, and the rstd^3 of a composite gradient all stay finite for |dy| <= 1.
 # float16 results must stay under 65504: rstd <= 4096 leaves a factor 16.
@@ -33,7 +31,7 @@ class Job:
     plan: Plan
     gain: Plan | None = None
     codes: tuple[Array, ...] = ()
-    trust: Trust = _THROUGH
+    trust: Trust = field(default_factory=Through)
     eps: float | str = 1e-5
     center: bool = True
 
@@ -78,6 +76,7 @@ def normalize(
 def measure(b: Numpy, x: Array, g: Groups, where: Array | None = None, center: bool = True) -> Seen:
     """Count, mean as hi + lo, and M2 of each group. `where` weighs who is measured."""
     wide = b.group_dtype(x)
+    x = x if where is None else b.where(where > 0, x, 0.0)  # 0 times a filling of -3e38, squared, is NaN
     n = g.count(x) if where is None else b.cast(g.total(where), wide)
     some = n + (n == 0)
     if not center:
@@ -129,6 +128,7 @@ def auto(
     # not below sqrt(floor), where the floor rules: scaled up any further, it would leave float32
     e = b.maximum(b.exponent(b.detach(g.largest(size))), math.frexp(floor)[1] // 2)
     z = b.ldexp(x, -g.spread(e))
+    z = z if where is None else _bounded(b, z, where)
     seen = measure(b, z, g, where, center)
     square = b.detach(seen.m2 / (seen.n + (seen.n == 0)) + (seen.hi + seen.lo) ** 2)
     least = b.broadcast(b.asarray(floor, x, b.group_dtype(x)), e.shape)
@@ -137,7 +137,10 @@ def auto(
 
 def auto_terms(b: Numpy, like: Array) -> tuple[float, float]:
     """eps="auto" = max(first * mean square, second) for `like`'s dtype."""
-    return float(b.finfo(like).eps) ** 2 / 12, FLOOR[str(like.dtype).removeprefix("torch.")]
+    name = getattr(like.dtype, "name", str(like.dtype).removeprefix("torch."))
+    if name not in FLOOR:
+        raise TypeError(f'eps="auto" knows {", ".join(FLOOR)}; x is {like.dtype}: give a number.')
+    return float(b.finfo(like).eps) ** 2 / 12, FLOOR[name]
 
 
 def unscaled(b: Numpy, seen: Seen, e: Array) -> Seen:
@@ -194,6 +197,7 @@ def gradient(
     rate = g.spread(b.cast(r, x.dtype))
     if seen is None:
         return dg * rate, xhat
+    xhat = xhat if where is None else _bounded(b, xhat, where)
     some = seen.n + (seen.n == 0)
     pull = xhat * g.spread(b.cast(g.total(dg * xhat) / some, x.dtype))
     if center:
@@ -205,3 +209,9 @@ def gradient(
 
 def _weighed(x: Array, where: Array | None) -> Array:
     return x if where is None else x * where
+
+
+def _bounded(b: Numpy, x: Array, where: Array) -> Array:
+    """What is not measured, kept finite: a filling may leave the range, and inf would reach its group's gradients."""
+    most = float(b.finfo(x).max) / 4
+    return b.where(where > 0, x, -b.maximum(-b.maximum(x, -most), -most))

@@ -14,6 +14,7 @@ from torch import nn
 
 from homeostat import nn as ours
 from homeostat.nn.preset import Preset
+from homeostat.nn.states import check_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +34,7 @@ def release(model: M) -> M:
 
 
 def _swap(model: M, table: dict[type, type], verb: str, cannot: Any) -> M:
+    check_module(model, verb)
     left: list[str] = []
     for name, module in model.named_modules():
         kind = _plain_class(module)

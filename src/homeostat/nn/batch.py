@@ -57,7 +57,7 @@ class BatchNorm3d(_Batch, torch.nn.BatchNorm3d):
 class _LazyBatch(_Batch):
     def initialize_parameters(self: Any, input: Tensor) -> None:
         super().initialize_parameters(input)  # type: ignore[misc]
-        lazily(self)
+        lazily(self, input)
 
 
 class LazyBatchNorm1d(_LazyBatch, torch.nn.LazyBatchNorm1d):

@@ -76,7 +76,7 @@ class InstanceNorm3d(_Instance, torch.nn.InstanceNorm3d):
 class _LazyInstance(_Instance):
     def initialize_parameters(self: Any, input: Tensor) -> None:
         super().initialize_parameters(input)  # type: ignore[misc]
-        lazily(self)
+        lazily(self, input)
 
 
 class LazyInstanceNorm1d(_LazyInstance, torch.nn.LazyInstanceNorm1d):

@@ -10,6 +10,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
 from homeostat.norm import count_skipped, hold
 from homeostat.sources import Batch, Running, Source
 
@@ -27,7 +30,7 @@ class Preset:
         if source is not None:
             _refuse_both(type(self), source, args, kwargs)
             if _takes(type(self), "track_running_stats"):
-                kwargs["track_running_stats"] = False
+                kwargs["track_running_stats"] = bool(source.names)
         super().__init__(*args, **kwargs)
         self.prepare(source)
 
@@ -40,19 +43,23 @@ class Preset:
             cls.__signature__ = own.replace(parameters=[*own.parameters.values(), source])  # type: ignore[attr-defined]
 
     def prepare(self: Any, source: Source | None = None) -> None:
-        """Add what torch's class lacks: the given source with its memory, and the counter of skipped batches."""
+        """Add what torch's class lacks: the given source, and the counter of skipped batches."""
         if source is not None:
             self._given = source
-            self.track_running_stats = bool(source.names)
-            self.momentum = getattr(source, "momentum", None)
-            groups, like = self.remembered_groups(), self.weight
-            kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
-            hold(self, source.init(groups, **kind), kind.get("device"))
-        elif getattr(self, "running_mean", None) is not None:
-            count_skipped(self, self.running_mean.device)
+            if hasattr(self, "momentum"):
+                self.momentum = getattr(source, "momentum", None)
+        self.add_memory()
 
-    def remembered_groups(self: Any) -> tuple[int, ...]:
-        return (self.num_features,)
+    def add_memory(self: Any) -> None:
+        """Beside the buffers that torch's class made, those that only the given source has, and the counter."""
+        made = getattr(self, "running_mean", None)
+        if made is None:
+            return
+        if self._given is not None and not is_lazy(made):
+            fresh = self._given.init(tuple(made.shape), device=made.device, dtype=made.dtype)
+            hold(self, {name: new for name, new in fresh.items() if name not in self._buffers}, made.device)
+        else:
+            count_skipped(self, made.device)
 
     @property
     def source(self) -> Source:
@@ -60,6 +67,12 @@ class Preset:
 
     @source.setter
     def source(self, source: Source | None) -> None:
+        missing = [name for name in source.names if getattr(self, name, None) is None] if source is not None else []
+        if missing:
+            raise TypeError(
+                f"{source} remembers {', '.join(missing)}, which this {type(self).__name__} was made without; "
+                f"pass source= to its constructor."
+            )
         self._given = source
 
     def default_source(self: Any) -> Source:
@@ -82,10 +95,12 @@ class Remembering(Preset):
             self.num_batches_skipped.zero_()
 
 
-def lazily(self: Any) -> None:
-    """After a lazy class has learned its size: the counter moves to where the memory is."""
-    if self.running_mean is not None:
-        count_skipped(self, self.running_mean.device)
+def lazily(self: Any, input: Tensor) -> None:
+    """After a lazy class has learned its size, from its first input or from a state_dict before that."""
+    if self.num_features == 0:  # torch leaves it so after a state_dict
+        learned = self.running_mean if self.weight is None else self.weight
+        self.num_features = input.shape[1] if learned is None else learned.shape[0]
+    self.add_memory()
 
 
 def _takes(cls: type, name: str) -> bool:

@@ -44,6 +44,7 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
 
     Ours and torch.nn's alike: running means, variances and counts. Parameters are not touched.
     """
+    check_module(model, "trial")
     held = [
         (buffer, buffer.clone())
         for module in model.modules()
@@ -58,10 +59,16 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
                 buffer.copy_(before)
 
 
+def check_module(model: Any, verb: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"homeostat.{verb} takes a torch.nn.Module; this is {type(model).__name__}.")
+
+
 def _remembering(model: nn.Module, verb: str) -> list[Any]:
     """Our layers with memory. torch's own would be undone by the next `.train()`, so they are refused."""
+    check_module(model, verb)
     theirs = [
-        name
+        name or "the model itself"
         for name, module in model.named_modules()
         if isinstance(module, _NormBase) and not isinstance(module, Preset) and module.running_mean is not None
     ]

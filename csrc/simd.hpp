@@ -1,0 +1,152 @@
+// One vector of floats, as wide as the instruction set of this build, and the few things done with it.
+//
+// Wider than native would cost: 64-byte vectors on AVX2 are split by GCC 12 into shuffles, four times slower.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace { // internal: each instruction set has its own copy of everything, and none leaks into another
+
+#define INLINE inline __attribute__((always_inline))
+
+using i64 = std::int64_t;
+struct bf16 {
+    std::uint16_t bits;
+};
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32;
+#else
+constexpr int BYTES = 16;
+#endif
+constexpr int LANES = BYTES / 4;
+
+typedef float vf __attribute__((vector_size(BYTES)));
+typedef std::int32_t vi __attribute__((vector_size(BYTES)));
+typedef std::uint32_t vu __attribute__((vector_size(BYTES)));
+typedef std::uint16_t vh __attribute__((vector_size(BYTES / 2)));
+
+INLINE vf all(float a) { return vf{} + a; }
+
+// ---- bfloat16 is the upper half of a float
+
+INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
+INLINE vh narrow(vf f) {
+    const vu u = (vu)f;
+    vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
+    const vu nan = (vu)(f != f);
+    r = (r & ~nan) | (nan & 0x7fc0u);
+    return __builtin_convertvector(r, vh);
+}
+
+// ---- whole vectors, at any address
+
+INLINE vf load(const float *p) {
+    vf f;
+    std::memcpy(&f, p, BYTES);
+    return f;
+}
+INLINE vf load(const bf16 *p) {
+    vh h;
+    std::memcpy(&h, p, BYTES / 2);
+    return widen(h);
+}
+INLINE void store(float *p, vf f) { std::memcpy(p, &f, BYTES); }
+INLINE void store(bf16 *p, vf f) {
+    const vh h = narrow(f);
+    std::memcpy(p, &h, BYTES / 2);
+}
+
+// ---- the first n lanes, the others 0
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+INLINE __mmask16 first(i64 n) { return (__mmask16)((1u << n) - 1); }
+INLINE vf load(const float *p, i64 n) { return (vf)_mm512_maskz_loadu_ps(first(n), p); }
+INLINE vf load(const bf16 *p, i64 n) { return widen((vh)_mm256_maskz_loadu_epi16(first(n), p)); }
+INLINE void store(float *p, vf f, i64 n) { _mm512_mask_storeu_ps(p, first(n), (__m512)f); }
+INLINE void store(bf16 *p, vf f, i64 n) { _mm256_mask_storeu_epi16(p, first(n), (__m256i)narrow(f)); }
+INLINE vf keep(vf f, i64 n) { return (vf)_mm512_maskz_mov_ps(first(n), (__m512)f); }
+#else
+INLINE vf load(const float *p, i64 n) {
+    vf f = {};
+    std::memcpy(&f, p, std::size_t(n) * 4);
+    return f;
+}
+INLINE vf load(const bf16 *p, i64 n) {
+    vh h = {};
+    std::memcpy(&h, p, std::size_t(n) * 2);
+    return widen(h);
+}
+INLINE void store(float *p, vf f, i64 n) { std::memcpy(p, &f, std::size_t(n) * 4); }
+INLINE void store(bf16 *p, vf f, i64 n) {
+    const vh h = narrow(f);
+    std::memcpy(p, &h, std::size_t(n) * 2);
+}
+INLINE vf keep(vf f, i64 n) {
+    float lane[LANES];
+    std::memcpy(lane, &f, BYTES);
+    for (int i = int(n); i < LANES; ++i) lane[i] = 0.f;
+    return load(lane);
+}
+#endif
+
+// ---- past the cache: what is written and not read again need not push out what will be
+
+INLINE void stream(float *p, vf f) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)f);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)f);
+#elif defined(__SSE2__)
+    _mm_stream_ps(p, (__m128)f);
+#else
+    store(p, f);
+#endif
+}
+INLINE void stream(bf16 *p, vf f) {
+#if defined(__AVX512F__)
+    _mm256_stream_si256((__m256i *)p, (__m256i)narrow(f));
+#elif defined(__AVX2__)
+    _mm_stream_si128((__m128i *)p, (__m128i)narrow(f));
+#else
+    store(p, f);
+#endif
+}
+INLINE void settle() { // streamed stores become visible to the other threads
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+template <bool STREAM, class T> INLINE void put(T *p, vf f) {
+    if (STREAM)
+        stream(p, f);
+    else
+        store(p, f);
+}
+// How many elements until p is aligned for streaming.
+template <class T> INLINE i64 until_aligned(const T *p) {
+    const i64 step = LANES * i64(sizeof(T));
+    const i64 past = i64(reinterpret_cast<std::uintptr_t>(p) % std::uintptr_t(step));
+    return past ? (step - past) / i64(sizeof(T)) : 0;
+}
+
+INLINE float sum(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float lane[LANES];
+    std::memcpy(lane, &v, BYTES);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+#endif
+}
+
+} // namespace
