@@ -105,7 +105,8 @@ def run(
     source: Source = layer.source
     training = layer.training
     writes = training and bool(source.names) and getattr(layer, "track_running_stats", True)
-    state = {name: getattr(layer, name) for name in source.names}
+    buffers = layer._buffers
+    state = {name: buffers[name] for name in source.names}
     trust = source.trust(memory.recall(state, writes), training)
     fixed = isinstance(trust, Fixed)
     writes = writes and not fixed
@@ -190,6 +191,8 @@ def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
 
     Instance norm measures every channel of every sample and remembers one pair per channel.
     """
+    if plan.frame is state_frame:
+        return m
     kept = plan.keep(state_frame, dict(zip((k.name for k in state_frame.labels), plan.counts, strict=False)))
     gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
     if not gone:

@@ -21,13 +21,14 @@ from homeostat.kernels import reference
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
-from homeostat.trust import Fixed, Through
+from homeostat.trust import Through
 
 
 def measure(x: Array, job: Job, where: Array | None = None) -> Moments:
     """What each group shows."""
     b = backend_of(x)
-    x, where, _odd = _clean(b, x, where)
+    if where is not None:
+        x, where, _odd = _clean(b, x, where)
     g = groups_of(b, job.plan, job.codes)
     z = b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)
     mask = where if where is None else b.reshape(b.cast(where, z.dtype), job.plan.shape)
@@ -39,14 +40,12 @@ def normalize(
 ) -> tuple[Array, Moments | None]:
     """y, and the moments if `wanted` and measured."""
     b = backend_of(x)
-    x, where, odd = _clean(b, x, where)
+    odd = None
+    if where is not None:
+        x, where, odd = _clean(b, x, where)
     way = route(x, where, job, wanted) if b.name == "torch" else "composite"
-    y, seen, g = _ROUTES[way](b, x, weight, bias, where, job, wanted)
-    if odd is not None:
-        y = b.fill(y, odd, float("nan"))
-    if seen is None or not wanted:
-        return y, None
-    return y, seen.moments(g or groups_of(b, job.plan, job.codes))
+    y, m = _ROUTES[way](b, x, weight, bias, where, job, wanted)
+    return (y if odd is None else b.fill(y, odd, float("nan"))), m
 
 
 def route(x: Any, where: Any, job: Job, wanted: bool = False) -> str:
@@ -81,51 +80,37 @@ def _aten_equals(job: Job, wanted: bool) -> bool:
 
 def _composite(
     b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
-) -> tuple[Any, Seen | None, Any]:
-    return reference.normalize(b, x, weight, bias, where, job)
+) -> tuple[Any, Moments | None]:
+    y, seen, g = reference.normalize(b, x, weight, bias, where, job)
+    return y, seen.moments(g) if wanted and seen is not None else None
 
 
-def _fused(
-    b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
-) -> tuple[Any, Seen | None, Any]:
-    import torch
-
+def _fused(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool) -> tuple[Any, Moments | None]:
     from homeostat.kernels import fused
 
-    layout = fused.layout_of(x, job)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        y, sums = fused.Fused.apply(x, weight, bias, layout, job, wanted)  # type: ignore[no-untyped-call]
-    else:
-        y, sums, _stats = fused.apply(x, weight, bias, layout, job, wanted)
-    if sums is None or isinstance(job.trust, Fixed):
-        return y, None, None
-    g = groups_of(b, job.plan)
-    mean, m2 = (g.inner(part.view(job.plan.groups)) for part in sums)
-    return y, Seen(float(job.plan.pool), mean, 0.0, m2), g
+    y, sums = fused.normalize(x, weight, bias, job, wanted)
+    return y, None if sums is None else Moments(float(job.plan.pool), *sums.unbind(0))
 
 
-def _eager(
-    b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool
-) -> tuple[Any, Seen | None, Any]:
+def _eager(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool) -> tuple[Any, Moments | None]:
     from homeostat.kernels.eager import Eager
 
     y, *sums = Eager.apply(x, weight, bias, where, job)  # type: ignore[no-untyped-call]
-    return y, Seen(*sums) if sums else None, None
+    return y, Seen(*sums).moments(groups_of(b, job.plan, job.codes)) if wanted and sums else None
 
 
-def _aten(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool) -> tuple[Any, Seen | None, Any]:
+def _aten(b: Numpy, x: Any, weight: Any, bias: Any, where: Any, job: Job, wanted: bool) -> tuple[Any, Moments | None]:
     from homeostat.kernels import aten
 
-    return aten.normalize(x, weight, bias, job)
+    y, seen = aten.normalize(x, weight, bias, job)
+    return y, seen.moments(groups_of(b, job.plan)) if wanted and seen is not None else None
 
 
 _ROUTES = {"fused": _fused, "composite": _composite, "eager": _eager, "aten": _aten}
 
 
-def _clean(b: Numpy, x: Array, where: Array | None) -> tuple[Array, Array | None, Array | None]:
-    """A weight per element, 0 in place of what is neither measured nor finite, and where that was."""
-    if where is None:
-        return x, None, None
+def _clean(b: Numpy, x: Array, where: Array) -> tuple[Array, Array, Array]:
+    """0 in place of what is neither measured nor finite, a weight per element, and where that was."""
     where = b.broadcast(where, x.shape)
     odd = ~((where > 0) | b.xp.isfinite(x))
     return b.fill(x, odd, 0), where, odd

@@ -42,32 +42,32 @@ def _gain_on(job: Job, positions: tuple[int, ...]) -> bool:
     return job.gain is None or tuple(i for kind, i in job.gain.atoms if kind == "axis") == positions
 
 
-def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Seen | None, None]:
+def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Seen | None]:
     """The job by torch's operator; only batch norm can say what it saw."""
     name, plan, eps = name_of(job), job.plan, float(job.eps)
     if name == "batch_norm":
         return _batch_norm(x, weight, bias, job, eps)
     if name == "group_norm":
-        return F.group_norm(x, plan.shape[1], weight, bias, eps), None, None
+        return F.group_norm(x, plan.shape[1], weight, bias, eps), None
     if name == "instance_norm":
-        return F.instance_norm(x, weight=weight, bias=bias, eps=eps), None, None
+        return F.instance_norm(x, weight=weight, bias=bias, eps=eps), None
     inner = list(plan.shape[len(plan.kept) :])
     w, t = (p if p is None else p.reshape(inner) for p in (weight, bias))
     if name == "layer_norm":
-        return F.layer_norm(x, inner, w, t, eps), None, None
+        return F.layer_norm(x, inner, w, t, eps), None
     y = F.rms_norm(x, inner, w, eps)
-    return (y if t is None else y + t), None, None
+    return (y if t is None else y + t), None
 
 
 def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job, eps: float
-) -> tuple[Tensor, Seen | None, None]:
+) -> tuple[Tensor, Seen | None]:
     if isinstance(job.trust, Fixed):
-        return F.batch_norm(x, job.trust.mean, job.trust.var, weight, bias, False, 0.0, eps), None, None
+        return F.batch_norm(x, job.trust.mean, job.trust.var, weight, bias, False, 0.0, eps), None
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
     b = backend_of(x)
     g = groups_of(b, job.plan)
     n = float(job.plan.pool)
     wide = b.group_dtype(x)
     m2 = (rstd.to(wide) ** -2 - eps).clamp_min(0) * n
-    return y, Seen(n, g.inner(mean.to(wide)), g.inner(0 * m2), g.inner(m2)), None
+    return y, Seen(n, g.inner(mean.to(wide)), g.inner(0 * m2), g.inner(m2))

@@ -53,6 +53,21 @@ def flags_of(x: Tensor, job: Job, gain: bool) -> int:
     )
 
 
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y, and [2, *groups] mean and M2 if wanted and measured."""
+    layout = layout_of(x, job)
+    wanted = wanted and not isinstance(job.trust, Fixed)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    ):
+        y, sums = Fused.apply(x, weight, bias, layout, job, wanted)  # type: ignore[no-untyped-call]
+        return y, sums
+    y, sums, _stats = apply(x, weight, bias, layout, job, wanted)
+    return y, sums
+
+
 class Fused(torch.autograd.Function):
     """y, and [2, groups] mean and M2 if wanted."""
 
@@ -84,7 +99,7 @@ def apply(
     y = torch.empty_like(x)
     w, b = _single(weight), _single(bias)
     stats = torch.empty((layout.groups, 3)) if not isinstance(job.trust, Fixed) else _constants(job.trust, job)
-    sums = torch.empty((2, layout.groups), dtype=torch.float64) if wanted else None
+    sums = torch.empty((2, *job.plan.groups), dtype=torch.float64) if wanted else None
     at = 0 if sums is None else sums.data_ptr()
     cpu.native.forward(
         layout,
@@ -142,4 +157,6 @@ def _cast(grad: Tensor | None, p: Tensor | None) -> Tensor | None:
 
 def _single(p: Tensor | None) -> Tensor | None:
     """Gains are float32 to the kernels."""
-    return p if p is None else p.detach().to(torch.float32).contiguous()
+    if p is None or (p.dtype is torch.float32 and p.is_contiguous()):
+        return p
+    return p.detach().to(torch.float32).contiguous()

@@ -11,14 +11,16 @@ from torch import Tensor
 from homeostat.kernels import cpu
 from homeostat.moments import Moments
 
+DTYPES = (torch.float32, torch.float64)
+
 
 def update_running(
     mean: Tensor, var: Tensor, tracked: Tensor, skipped: Tensor, m: Moments, momentum: float | None
 ) -> bool:
     """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
-    if cpu.native is None or not isinstance(m.count, float) or not _plain(mean, var, tracked, skipped, m.mean, m.m2):
+    if cpu.native is None or not isinstance(m.count, float) or not _plain(mean, var, tracked, skipped):
         return False
-    if mean.dtype not in (torch.float32, torch.float64) or mean.dtype != var.dtype or m.mean.dtype != torch.float64:
+    if mean.dtype not in DTYPES or mean.dtype != var.dtype or m.mean.dtype != torch.float64 or not m.mean.is_cpu:
         return False
     seen_mean, seen_m2 = m.mean.contiguous(), m.m2.contiguous()
     cpu.native.update_running(
@@ -33,13 +35,11 @@ def update_running(
         math.nan if momentum is None else momentum,
         mean.dtype == torch.float64,
     )
-    for buffer in (mean, var, tracked, skipped):
-        torch._C._autograd._unsafe_set_version_counter((buffer,), (buffer._version + 1,))
+    written = (mean, var, tracked, skipped)
+    torch._C._autograd._unsafe_set_version_counter(written, tuple(t._version + 1 for t in written))
     return True
 
 
 def _plain(*tensors: Any) -> bool:
-    """Real memory on the CPU, contiguous but for the moments, which are made so."""
-    return all(type(t) is Tensor and t.device.type == "cpu" for t in tensors) and all(
-        t.is_contiguous() for t in tensors[:4]
-    )
+    """Real, contiguous memory on the CPU."""
+    return all([type(t) is Tensor and t.is_cpu and t.is_contiguous() for t in tensors])  # noqa: C419  (twice as fast)

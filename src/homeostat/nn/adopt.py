@@ -70,7 +70,8 @@ def _settle(module: Any, verb: str) -> None:
         return
     module._buffers.pop("num_batches_skipped", None)
     module._non_persistent_buffers_set.discard("num_batches_skipped")
-    module.__dict__.pop("_given", None)
+    for name in ("_given", "_running"):
+        module.__dict__.pop(name, None)
 
 
 def _cannot_adopt(module: nn.Module, kind: type) -> str:

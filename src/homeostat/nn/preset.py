@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from homeostat.arrays import being_compiled
 from homeostat.norm import count_skipped, hold
 from homeostat.sources import Batch, Running, Source
 
@@ -87,7 +88,14 @@ class Remembering(Preset):
     """Presets whose torch class has running statistics."""
 
     def default_source(self: Any) -> Source:
-        return Batch() if self.running_mean is None else Running(self.momentum)
+        if self.running_mean is None:
+            return Batch()
+        running: Running | None = self.__dict__.get("_running")  # made once, and again when the momentum is changed
+        if running is None or running.momentum != self.momentum:
+            running = Running(self.momentum)
+            if not being_compiled():
+                self.__dict__["_running"] = running
+        return running
 
     def reset_running_stats(self: Any) -> None:
         super().reset_running_stats()  # type: ignore[misc]
