@@ -36,14 +36,38 @@ INLINE vf all(float a) { return vf{} + a; }
 
 // ---- bfloat16 is the upper half of a float
 
-INLINE vf widen(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+INLINE vf widen(vh h) { // GCC 12 spells these conversions lane by lane where it is not told the instruction
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#elif defined(__SSE4_1__) && !defined(__AVX512F__)
+    __m128i low = _mm_setzero_si128();
+    std::memcpy(&low, &h, sizeof h);
+    return (vf)_mm_slli_epi32(_mm_cvtepu16_epi32(low), 16);
+#else
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
+}
+
+INLINE vh halve(vu u) { // the lower halves of values below 2^16
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i both = _mm256_packus_epi32((__m256i)u, (__m256i)u);
+    return (vh)_mm256_castsi256_si128(_mm256_permute4x64_epi64(both, 0x08));
+#elif defined(__SSE4_1__) && !defined(__AVX512F__)
+    const __m128i both = _mm_packus_epi32((__m128i)u, (__m128i)u);
+    vh h;
+    std::memcpy(&h, &both, sizeof h);
+    return h;
+#else
+    return __builtin_convertvector(u, vh);
+#endif
+}
 
 INLINE vh narrow(vf f) {
     const vu u = (vu)f;
     vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
     const vu nan = (vu)(f != f);
     r = (r & ~nan) | (nan & 0x7fc0u);
-    return __builtin_convertvector(r, vh);
+    return halve(r);
 }
 
 // ---- whole vectors, at any address

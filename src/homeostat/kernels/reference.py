@@ -61,7 +61,7 @@ def normalize(
     weight, bias = gains(b, z, weight, bias, job)
     seen, back = None, None
     if isinstance(job.trust, Fixed):
-        hi, lo, r = fixed(b, z, g, job.trust, job)
+        hi, lo, r = fixed(b, z, g, job.trust, job, x)
     elif job.eps == "auto":
         z, e, back, eps = auto(b, z, g, x, where, job.center)
         hi, lo, r = back.hi, back.lo, scale(b, back, eps)
@@ -150,13 +150,15 @@ def unscaled(b: Numpy, seen: Seen, e: Array) -> Seen:
     return Seen(seen.n, hi, lo, b.ldexp(seen.m2, 2 * e))
 
 
-def fixed(b: Numpy, z: Array, g: Groups, trust: Fixed, job: Job) -> tuple[Array | float, float | Array, Array]:
-    """hi, lo and rstd of constants: an inexact sum mean + eps is all that can be off, so lo is 0."""
+def fixed(
+    b: Numpy, z: Array, g: Groups, trust: Fixed, job: Job, like: Array | None = None
+) -> tuple[Array | float, float | Array, Array]:
+    """hi, lo and rstd of constants; eps="auto" as the dtype of `like` has it, which is x before it became z."""
     wide = b.group_dtype(z)
     mean, var = (b.cast(g.inner(part), wide) for part in (trust.mean, trust.var))
     eps = job.eps
     if eps == "auto":
-        relative, floor = auto_terms(b, z)
+        relative, floor = auto_terms(b, z if like is None else like)
         eps = b.maximum((var + mean * mean) * relative, floor)
     r = 1.0 / b.sqrt(var + eps)
     if not job.center:
