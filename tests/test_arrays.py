@@ -144,7 +144,7 @@ def test_numpy_arrays_may_lie_in_memory_as_they_like(name, lay):
 def test_a_broadcast_array_is_its_values():
     x = np.broadcast_to(numbers((6, 1, 4, 1)), SHAPE)
     for library in ("numpy", "torch"):
-        given = x if library == "numpy" else torch.from_numpy(np.ascontiguousarray(x[:, :1, :, :1])).expand(SHAPE)
+        given = x if library == "numpy" else torch.from_numpy(x[:, :1, :, :1].copy()).expand(SHAPE)
         assert_close(back(hs.normalize(given, "n c h w -> n")), closed_form(x, N), "float64")
 
 
@@ -202,11 +202,12 @@ def test_jax_differentiates_through_the_statistics(name):
     x, dy, family = numbers(dtype="float32"), numbers(seed=9), FAMILIES[name]
 
     def gradients(x, dy, where):
-        _y, pull = jax.vjp(only_y(every_variant(name), where), x)
-        return {v: pull({other: dy * (v == other) for other in VARIANTS})[0] for v in VARIANTS}
+        _y, pull = jax.vjp(only_y(every_variant(name, FEWER), where), x)
+        return {v: pull({other: dy * (v == other) for other in FEWER})[0] for v in FEWER}
 
     found = jax.jit(gradients, compiler_options=QUICKLY)(*(make("jax", a, "float32") for a in (x, dy)), weights("jax"))
-    for variant, options in VARIANTS.items():
+    for variant in FEWER:
+        options = VARIANTS[variant]
         eps = 0.0 if options.get("eps") == "auto" else 1e-5
         want = gradient(dy, x, family.group, **{**options, "eps": eps})
         assert_close(back(found[variant]), want, "float32", times=2)
@@ -339,9 +340,8 @@ def compiled(name):
 
 def outcome(library, name, x, dtype):
     """What the library returns for every variant; Dask's answers are computed."""
-    function = (
-        compiled(name) if library == "jax" else every_variant(name, FEWER if library == "dask" else tuple(VARIANTS))
-    )
+    variants = FEWER if library == "dask" else tuple(VARIANTS)
+    function = compiled(name) if library == "jax" else every_variant(name, variants)
     before = np.array(x)
     found = function(make(library, x, dtype), weights(library))
     if library == "dask":

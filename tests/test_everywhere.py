@@ -253,16 +253,16 @@ def test_on_a_gpu_the_numbers_are_those_of_the_cpu(name):
 @every_preset
 def test_the_route_by_torchs_operators_gives_the_same(name, monkeypatch):
     """What other devices and exported graphs take, asked for on the CPU."""
-    from homeostat import ops
+    from homeostat import routes
 
     layer, x = make(name)
     want = everything(copy.deepcopy(layer), x)
-    chosen = ops.route
+    chosen = routes.route
 
     def prefer_aten(x, where, job, wanted=False):
-        return "aten" if where is None and ops._aten_equals(job, wanted) else chosen(x, where, job, wanted)
+        return "aten" if where is None and routes.aten_equals(job, wanted) else chosen(x, where, job, wanted)
 
-    monkeypatch.setattr(ops, "route", prefer_aten)
+    monkeypatch.setattr(routes, "route", prefer_aten)
     assert_same(everything(layer, x), want, 1e-4, 1e-4)
 
 

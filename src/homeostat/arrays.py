@@ -310,8 +310,8 @@ def _longest_run(axes: tuple[int, ...], shape: Sequence[int], strides: Sequence[
 
 
 _KINDS = (
+    ("torch", "Tensor", Torch()),  # first, because layers of small tensors feel every lookup
     ("numpy", "ndarray", Numpy()),
-    ("torch", "Tensor", Torch()),
     ("jax", "Array", Jax()),
     ("dask.array", "Array", Dask()),
 )

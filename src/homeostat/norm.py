@@ -112,7 +112,8 @@ def run(
     writes = writes and not fixed
     frame = layer.state_frame if fixed else source.frame(frame, training)
     plan, codes = _planned(x, frame, sizes, labels or {}, where, layer.center and check_pool and not fixed, layer)
-    gain = None if layer.gain_frame is None else plan.keep(layer.gain_frame)
+    gain_frame = layer.gain_frame
+    gain = None if gain_frame is None else plan.keep(gain_frame)
     eps = layer.eps
     if eps is None and not layer.center:
         eps = _spacing(x)
@@ -162,8 +163,9 @@ def _planned(
     check_pool: bool,
     layer: Any,
 ) -> tuple[Plan, tuple[Any, ...]]:
-    if not frame.labels and not labels:  # the everyday call, kept short
-        door.check_dtype(backend_of(x), x)
+    if not labels:  # the everyday call, kept short
+        if not x.is_floating_point() or x.layout is not torch.strided:
+            door.check_dtype(backend_of(x), x)
         if where is not None:
             door.check_where(where, x)
         plan = plan_for(frame, tuple(x.shape), sizes)
