@@ -83,36 +83,21 @@ void column_moments(const T *x, i64 width, i64 begin, i64 end, double n, bool ce
     }
 }
 
-template <bool STREAM, class T> struct ColumnApply {
-    const T *x;
-    T *y;
-    i64 width, rows;
-    const float *hi, *s, *t;
-
-    template <int V> INLINE void block(i64 c) const {
-        vf H[V], M[V], B[V];
-        for (int v = 0; v < V; ++v)
-            H[v] = load(hi + c + v * LANES), M[v] = load(s + c + v * LANES), B[v] = load(t + c + v * LANES);
-        const T *p = x + c;
-        T *q = y + c;
-        for (i64 r = 0; r < rows; ++r, p += width, q += width)
-            for (int v = 0; v < V; ++v) put<STREAM>(q + v * LANES, (load(p + v * LANES) - H[v]) * M[v] + B[v]);
-    }
-    INLINE void tail(i64 c, i64 k) const {
-        const vf H = load(hi + c, k), M = load(s + c, k), B = load(t + c, k);
-        for (i64 r = 0; r < rows; ++r)
-            store(y + c + r * width, (load(x + c + r * width, k) - H) * M + B, k);
-    }
-};
-
-// y = (x - hi) s + t, a value of each per column; the last tile first, for it may still be in the cache
+// y = (x - hi) s + t, a value of each per column, row by row as memory lies: the coefficients stay in the first cache.
+// The last tile first, for it may still be in a cache.
 template <bool STREAM, class T>
 void column_apply(const T *x, T *y, i64 width, i64 begin, i64 end, const float *hi, const float *s, const float *t) {
     const i64 tile = tile_rows(width);
-    for (i64 last = end; last > begin; last -= std::min(tile, last - begin)) {
-        const i64 r = std::max(begin, last - tile);
-        across(width, ColumnApply<STREAM, T>{x + r * width, y + r * width, width, last - r, hi, s, t});
-    }
+    for (i64 last = end; last > begin; last -= std::min(tile, last - begin))
+        for (i64 r = std::max(begin, last - tile); r < last; ++r) {
+            const T *const p = x + r * width;
+            T *const q = y + r * width;
+            i64 c = 0;
+            for (; c + LANES <= width; c += LANES)
+                put<STREAM>(q + c, (load(p + c) - load(hi + c)) * load(s + c) + load(t + c));
+            if (const i64 k = width - c)
+                store(q + c, (load(p + c, k) - load(hi + c, k)) * load(s + c, k) + load(t + c, k), k);
+        }
 }
 
 template <class T> struct ColumnPull {
@@ -154,44 +139,24 @@ void column_pull(const T *x, const T *dy, i64 width, i64 begin, i64 end, const f
         across(width, ColumnPull<T>{x + r * width, dy + r * width, width, std::min(tile, end - r), hi, s1, s2});
 }
 
-template <bool STREAM, class T> struct ColumnDescend {
-    const T *x, *dy;
-    T *dx;
-    i64 width, rows;
-    const float *hi, *p, *q, *r;
-
-    template <int V> INLINE void block(i64 c) const {
-        vf H[V], P[V], Q[V], R[V];
-        for (int v = 0; v < V; ++v) {
-            H[v] = load(hi + c + v * LANES), P[v] = load(p + c + v * LANES);
-            Q[v] = load(q + c + v * LANES), R[v] = load(r + c + v * LANES);
-        }
-        i64 at = c;
-        for (i64 row = 0; row < rows; ++row, at += width)
-            for (int v = 0; v < V; ++v) {
-                const i64 i = at + v * LANES;
-                put<STREAM>(dx + i, load(dy + i) * P[v] + ((load(x + i) - H[v]) * Q[v] + R[v]));
-            }
-    }
-    INLINE void tail(i64 c, i64 k) const {
-        const vf H = load(hi + c, k), P = load(p + c, k), Q = load(q + c, k), R = load(r + c, k);
-        for (i64 row = 0; row < rows; ++row) {
-            const i64 i = c + row * width;
-            store(dx + i, load(dy + i, k) * P + ((load(x + i, k) - H) * Q + R), k);
-        }
-    }
-};
-
-// dx = dy P + (x - hi) Q + R, a value of each per column; the last tile first
+// dx = dy P + (x - hi) Q + R, a value of each per column, as column_apply goes
 template <bool STREAM, class T>
 void column_descend(const T *x, const T *dy, T *dx, i64 width, i64 begin, i64 end, const float *hi, const float *p,
                     const float *q, const float *r) {
     const i64 tile = tile_rows(width);
-    for (i64 last = end; last > begin; last -= std::min(tile, last - begin)) {
-        const i64 b = std::max(begin, last - tile);
-        const i64 o = b * width;
-        across(width, ColumnDescend<STREAM, T>{x + o, dy + o, dx + o, width, last - b, hi, p, q, r});
-    }
+    for (i64 last = end; last > begin; last -= std::min(tile, last - begin))
+        for (i64 row = std::max(begin, last - tile); row < last; ++row) {
+            const i64 o = row * width;
+            i64 c = 0;
+            for (; c + LANES <= width; c += LANES) {
+                const vf u = load(x + o + c) - load(hi + c);
+                put<STREAM>(dx + o + c, load(dy + o + c) * load(p + c) + (u * load(q + c) + load(r + c)));
+            }
+            if (const i64 k = width - c) {
+                const vf u = load(x + o + c, k) - load(hi + c, k);
+                store(dx + o + c, load(dy + o + c, k) * load(p + c, k) + (u * load(q + c, k) + load(r + c, k)), k);
+            }
+        }
 }
 
 } // namespace

@@ -22,7 +22,7 @@ struct Moments {
         if (m.n > 0) add(m.n, m.mean, m.m2);
     }
     INLINE Stat stat(const Call &call) const {
-        const double r = 1.0 / std::sqrt(m2 / n + call.eps);
+        const double var = m2 / n, r = 1.0 / std::sqrt(var + call.eps) + 0.0 * var; // overflow makes NaN, not 0
         const float hi = call.center ? float(mean) : 0.f;
         return {hi, call.center ? float(mean - hi) : 0.f, float(r)};
     }

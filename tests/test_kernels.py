@@ -243,3 +243,79 @@ def test_the_running_statistics_come_out_of_the_kernel():
         layer(x)
         torch.testing.assert_close(layer.running_mean, x.double().mean((0, 2, 3)).float(), rtol=1e-6, atol=0)
         torch.testing.assert_close(layer.running_var, x.double().var((0, 2, 3)).float(), rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------- what the kernels must not be handed
+
+
+def test_the_default_dtype_and_device_do_not_reach_the_kernels():
+    layer, x = hs.nn.LayerNorm(8), torch.randn(100, 8)
+    want = layer(x)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(layer(x), want)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert torch.equal(layer(x), want)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_parameter_or_buffer_of_another_length_is_refused(name, training):
+    layer = hs.nn.BatchNorm1d(8).train(training)
+    wrong = torch.ones(3)
+    setattr(layer, name, torch.nn.Parameter(wrong) if name in ("weight", "bias") else wrong)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(5, 8))
+
+
+def test_a_weight_of_another_shape_is_refused_by_name():
+    layer = hs.nn.LayerNorm((3, 4))
+    layer.weight = torch.nn.Parameter(torch.ones(4, 3))
+    with pytest.raises(RuntimeError, match=r"LayerNorm.weight has shape \(4, 3\); this input needs \(3, 4\)"):
+        layer(torch.randn(2, 3, 4))
+
+
+def test_lazy_negations_and_symbolic_zeros_are_what_they_stand_for():
+    layer, x = hs.nn.LayerNorm(8), torch.randn(3, 8)
+    torch.testing.assert_close(layer(torch._neg_view(x)), layer(-x))
+    z = x.clone().requires_grad_()
+    zero = torch.autograd.grad(layer(z), z, torch._efficientzerotensor((3, 8)))[0]
+    assert not zero.any()
+    g = torch.randn(3, 8)
+    want = torch.autograd.grad(layer(z), z, -g)[0]
+    torch.testing.assert_close(torch.autograd.grad(layer(z), z, torch._neg_view(g))[0], want)
+
+
+def test_fake_tensors_and_dispatch_modes_see_plain_operators():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert hs.nn.BatchNorm1d(8)(torch.randn(3, 8)).shape == (3, 8)
+    with FlopCounterMode(display=False):
+        y = hs.nn.LayerNorm(8)(torch.ones(3, 8))
+    assert not y.any()
+
+
+def test_squares_beyond_float32_make_nan_and_never_zeros():
+    x = torch.randn(8, 64) * 1e25
+    for y in (
+        hs.nn.LayerNorm(64)(x),
+        hs.normalize(x, "n d -> n"),
+        hs.normalize(x, "n d -> lab[n] d", lab=list("aabbaabb")),
+    ):
+        assert torch.isnan(y).all() or (y.abs().amax() > 0.5 and torch.isfinite(y).all())
+    assert torch.isfinite(hs.normalize(x, "n d -> n", eps="auto")).all()
+
+
+def test_a_code_out_of_range_fails_in_compiled_code_too():
+    layer = torch.compile(hs.Norm("n d -> lab[n] d", d=3), fullgraph=True)
+    x = torch.randn(8, 3)
+    layer(x, lab=(torch.tensor([3, 3, 0, 0, 1, 1, 2, 2]), 4))
+    for wrong in (-1, 4):
+        with pytest.raises((RuntimeError, IndexError)):
+            layer(x, lab=(torch.tensor([wrong, wrong, 0, 0, 1, 1, 2, 2]), 4))

@@ -182,3 +182,50 @@ def test_memory_is_written_by_remember_alone():
     # norm.py and preset.py reset to the beginning, states.py restores a snapshot, running.py is remember's native half
     # fused.py copies a gradient into an array of its own
     assert found == {"fused.py", "memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
+
+
+def test_a_trial_reverts_buffers_that_were_exchanged_and_lazy_layers_that_woke_up():
+    layer, lazy = hs.nn.BatchNorm1d(3), hs.nn.LazyBatchNorm1d()
+    x = torch.randn(8, 3) + 4
+    with hs.trial(torch.nn.Sequential(layer, lazy)) as model:
+        model(x)
+        layer.double()(x.double())
+    assert not layer.running_mean.any()
+    assert not lazy.running_mean.any()
+    assert lazy.num_batches_tracked == 0
+
+
+def test_masked_instances_are_averaged_over_those_that_were_measured():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 10, dtype=torch.float64) + 5
+    where = torch.ones(4, 1, 10, dtype=torch.bool)
+    where[2:] = False
+    where[1, 0, 6:] = False
+    layer = hs.Norm("n c t -> n c", source=hs.Running(1.0), c=3, dtype=torch.float64)
+    layer(x, where=where)
+    parts = [x[0], x[1, :, :6]]
+    torch.testing.assert_close(layer.running_mean, torch.stack([p.mean(1) for p in parts]).mean(0))
+    torch.testing.assert_close(layer.running_var, torch.stack([p.var(1) for p in parts]).mean(0))
+
+
+def test_a_layer_made_in_inference_mode_runs_there():
+    with torch.inference_mode():
+        layer = hs.nn.BatchNorm1d(3)
+        layer(torch.randn(8, 3))
+    assert layer.num_batches_tracked == 1
+
+
+def test_a_missing_count_of_batches_is_no_error():
+    layer = hs.nn.BatchNorm1d(3)
+    layer.num_batches_tracked = None
+    layer(torch.randn(8, 3) + 9)
+    assert (layer.running_mean > 0.5).all()
+
+
+def test_a_pruned_batch_norm_keeps_working_once_adopted():
+    layer = torch.nn.BatchNorm1d(8)
+    layer.weight, layer.bias = (torch.nn.Parameter(p[:4].detach()) for p in (layer.weight, layer.bias))
+    layer.running_mean, layer.running_var = layer.running_mean[:4].clone(), layer.running_var[:4].clone()
+    x = torch.randn(5, 4)
+    want = copy.deepcopy(layer)(x)
+    torch.testing.assert_close(hs.adopt(layer)(x), want, rtol=1e-5, atol=1e-5)

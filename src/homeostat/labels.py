@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.arrays import Array, is_at_hand, to_numpy
+from homeostat.arrays import Array, being_compiled, is_at_hand, to_numpy
 from homeostat.frame import FrameError
 
 Levels = tuple[Any, ...] | int  # the values the codes stand for, or just how many
@@ -83,6 +83,8 @@ def _coded(name: str, codes: Any, n: int, extent: tuple[int, ...], said: str) ->
             raise FrameError(
                 f"{name}: code {high} is not in 0..{n - 1}; for {high + 1} groups pass (codes, {high + 1})."
             )
+    if being_compiled() and hasattr(codes, "masked_fill"):
+        codes = codes.long().masked_fill((codes < 0) | (codes >= n), 1 << 40)  # so that indexing fails, not wraps
     return codes.astype(np.int64) if isinstance(codes, np.ndarray) else codes  # uint64 + int64 would be float64
 
 

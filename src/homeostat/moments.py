@@ -37,6 +37,7 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
+        _check_alike(self.mean, other.mean)
         n = self.count + other.count
         share = other.count / (n + (n == 0))  # 0 / 0 where nobody was measured on either side
         d = other.mean - self.mean
@@ -86,3 +87,13 @@ def _write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _check_alike(a: Array, b: Array) -> None:
+    """Nobody's moments are plain numbers; any others must be of the same groups and the same library."""
+    if isinstance(a, float | int) or isinstance(b, float | int):
+        return
+    if tuple(a.shape) != tuple(b.shape):
+        raise ValueError(f"these moments are of groups {tuple(a.shape)} and {tuple(b.shape)}: they do not add.")
+    if backend_of(a) is not backend_of(b):
+        raise TypeError(f"these moments are {backend_of(a).name} and {backend_of(b).name} arrays; convert one of them.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from homeostat import door, memory, ops
 from homeostat.arrays import backend_of
-from homeostat.frame import Frame, FrameError, Label
+from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
 from homeostat.gains import Learned
 from homeostat.kernels.reference import Job
 from homeostat.labels import is_coded
@@ -107,6 +107,8 @@ def run(
     writes = training and bool(source.names) and getattr(layer, "track_running_stats", True)
     buffers = layer._buffers
     state = {name: buffers[name] for name in source.names}
+    if state and state.get("num_batches_tracked", 0) is None:  # torch lets it be absent
+        state["num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=x.device)
     trust = source.trust(memory.recall(state, writes), training)
     fixed = isinstance(trust, Fixed)
     writes = writes and not fixed
@@ -114,6 +116,8 @@ def run(
     plan, codes = _planned(x, frame, sizes, labels or {}, where, layer.center and check_pool and not fixed, layer)
     gain_frame = layer.gain_frame
     gain = None if gain_frame is None else plan.keep(gain_frame)
+    weight, bias = layer.weight, layer.bias
+    _check_fit(layer, gain, weight, bias, plan, trust)
     eps = layer.eps
     if eps is None and not layer.center:
         eps = _spacing(x)
@@ -121,10 +125,25 @@ def run(
         door.check_eps(eps)
     job = Job(plan, gain, codes, trust, eps, layer.center)
     y: Tensor
-    y, m = ops.normalize(x, layer.weight, layer.bias, where, job, wanted=writes)
+    y, m = ops.normalize(x, weight, bias, where, job, wanted=writes)
     if m is not None and not (isinstance(m.count, float) and m.count == 0):
         memory.remember(source, state, layer.num_batches_skipped, _average(m, plan, layer.state_frame), _name(layer))
     return y
+
+
+def _check_fit(
+    layer: nn.Module, gain: Plan | None, weight: Tensor | None, bias: Tensor | None, plan: Plan, trust: Any
+) -> None:
+    """Parameters and memory may have been exchanged since the layer was made."""
+    named = (("weight", weight, gain), ("bias", bias, gain))
+    if isinstance(trust, Fixed):
+        named = (*named, ("running_mean", trust.mean, plan), ("running_var", trust.var, plan))  # type: ignore[assignment]
+    for name, t, groups in named:
+        if t is not None and groups is not None and tuple(t.shape) != groups.groups:
+            raise ShapeError(
+                f"{_name(layer)}.{name} has shape {tuple(t.shape)}; this input needs {groups.groups}, one per "
+                f"{listed([str(item) for item in groups.frame.kept])}."
+            )
 
 
 def _spacing(x: Tensor) -> float:
@@ -199,8 +218,14 @@ def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
     gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
     if not gone:
         return m
-    count = m.count if isinstance(m.count, float) else m.count.mean(gone)
-    return Moments(count, m.mean.mean(gone), m.m2.mean(gone))
+    if isinstance(m.count, float):
+        return Moments(m.count, m.mean.mean(gone), m.m2.mean(gone))
+    # Masked: the average is over the groups somebody was measured in, of their means and of their unbiased variances.
+    n = m.count.expand_as(m.mean)
+    some, two = n > 0, n > 1
+    mean = (m.mean * some).sum(gone) / some.sum(gone).clamp_min(1)
+    var = (m.m2 / (n - 1).clamp_min(1e-30) * two).sum(gone) / two.sum(gone).clamp_min(1)
+    return Moments(some.any(gone) * (1.0 + two.any(gone)), mean, var)  # at count 2, M2 / (count - 1) is that variance
 
 
 def _name(layer: nn.Module) -> str:

@@ -55,10 +55,14 @@ class Plan:
     @property
     def groups(self) -> tuple[int, ...]:
         """The shape of the result: one entry per group, in keep order."""
+        if "groups" in self.memo:
+            found: tuple[int, ...] = self.memo["groups"]
+            return found
         sizes, out, at = self.atom_sizes, [], 0
         for k in self.merges:
             out.append(_product(sizes[at : at + k]))
             at += k
+        self.memo["groups"] = tuple(out)
         return tuple(out)
 
     @property

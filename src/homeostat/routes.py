@@ -27,10 +27,12 @@ def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
     """y, and the moments if `wanted` and measured."""
-    return _ROUTES[route(x, where, job, wanted)](x, weight, bias, where, job, wanted)
+    return _ROUTES[route(x, weight, bias, where, job, wanted)](x, weight, bias, where, job, wanted)
 
 
-def route(x: Tensor, where: Tensor | None, job: Job, wanted: bool = False) -> str:
+def route(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool = False
+) -> str:
     """Which code computes this job on this torch tensor."""
     cpu = x.is_cpu
     exporting = torch.compiler.is_exporting()
@@ -40,9 +42,11 @@ def route(x: Tensor, where: Tensor | None, job: Job, wanted: bool = False) -> st
         return "composite"
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "composite"  # vmap, func.grad and jvp go through the reference line by line
-    if type(x) not in (torch.Tensor, torch.nn.Parameter):
-        return "composite"  # a subclass (DTensor, a quantized or fake tensor) sees plain operators
-    return "fused" if cpu and where is None and fused.layout_of(x, job) is not None else "eager"
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+        return "composite"  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter) sees operators
+    if cpu and where is None and fused.layout_of(x, job) is not None and fused.all_plain(x, weight, bias, job):
+        return "fused"
+    return "eager"
 
 
 def aten_equals(job: Job, wanted: bool) -> bool:

@@ -23,6 +23,23 @@ HALF, GAIN, CENTER, FIXED, STREAM = 1, 2, 4, 8, 16
 STREAMED = 8 << 20
 
 
+def is_plain(t: Tensor | None) -> bool:
+    """Is its address where its values are? Not for subclasses, other devices, lazy negations and symbolic zeros."""
+    if t is None:
+        return True
+    if type(t) not in (Tensor, torch.nn.Parameter) or not t.is_cpu or t.layout is not torch.strided:
+        return False
+    return not (t.is_neg() or t.is_complex() or t._is_zerotensor())
+
+
+def all_plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> bool:
+    """May the kernels be given these addresses?"""
+    trust = job.trust
+    if isinstance(trust, Fixed) and not (is_plain(trust.mean) and is_plain(trust.var)):
+        return False
+    return is_plain(x) and is_plain(weight) and is_plain(bias)
+
+
 def layout_of(x: Tensor, job: Job) -> Any:
     """The kernels' layout of x, or None where they do not apply."""
     if cpu.native is None or x.dtype not in DTYPES or job.codes or job.eps == "auto":
@@ -98,8 +115,12 @@ def apply(
     assert cpu.native is not None
     y = torch.empty_like(x)
     w, b = _single(weight), _single(bias)
-    stats = torch.empty((layout.groups, 3)) if not isinstance(job.trust, Fixed) else _constants(job.trust, job)
-    sums = torch.empty((2, *job.plan.groups), dtype=torch.float64) if wanted else None
+    stats = (
+        torch.empty((layout.groups, 3), dtype=torch.float32, device="cpu")
+        if not isinstance(job.trust, Fixed)
+        else _constants(job.trust, job)
+    )
+    sums = torch.empty((2, *job.plan.groups), dtype=torch.float64, device="cpu") if wanted else None
     at = 0 if sums is None else sums.data_ptr()
     cpu.native.forward(
         layout,
@@ -120,7 +141,7 @@ def apply(
 def _constants(trust: Fixed, job: Job) -> Tensor:
     """hi, lo and rstd of a mean and a variance that are given."""
     mean, var = trust.mean.detach().reshape(-1).double(), trust.var.detach().reshape(-1).double()
-    hi = mean.float() if job.center else torch.zeros(len(mean))
+    hi = mean.float() if job.center else torch.zeros_like(mean, dtype=torch.float32)
     lo = (mean - hi).float() if job.center else hi
     return torch.stack([hi, lo, (var + job.eps).rsqrt().float()], 1)
 
@@ -130,12 +151,12 @@ def _descend(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight, dbias"""
     assert cpu.native is not None
-    if dy.stride() != x.stride() or dy.dtype != x.dtype:
+    if dy.stride() != x.stride() or dy.dtype != x.dtype or not is_plain(dy):
         dy = torch.empty_like(x).copy_(dy)
     dx = torch.empty_like(x)
     w = _single(weight)
-    dw = None if weight is None else torch.empty(weight.shape, dtype=torch.float32)
-    db = None if bias is None else torch.empty(bias.shape, dtype=torch.float32)
+    dw = None if weight is None else torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+    db = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device="cpu")
     cpu.native.backward(
         layout,
         x.data_ptr(),

@@ -92,7 +92,8 @@ def measure(b: Numpy, x: Array, g: Groups, where: Array | None = None, center: b
 def scale(b: Numpy, seen: Seen, eps: float | Array) -> Array:
     """1 / sqrt(var + eps) per group; 1 where nobody was measured."""
     some = seen.n + (seen.n == 0)
-    r = 1.0 / b.sqrt(seen.m2 / some + eps)
+    var = seen.m2 / some
+    r = 1.0 / b.sqrt(var + eps) + 0.0 * var  # squares that overflowed make NaN, not a silent 0
     return r if isinstance(seen.n, float) else b.where(seen.n > 0, r, 1.0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.kernels import cpu
+from homeostat.kernels import cpu, fused
 from homeostat.moments import Moments
 
 DTYPES = (torch.float32, torch.float64)
@@ -20,7 +20,11 @@ def update_running(
     """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
     if cpu.native is None or not isinstance(m.count, float) or not _plain(mean, var, tracked, skipped):
         return False
-    if mean.dtype not in DTYPES or mean.dtype != var.dtype or m.mean.dtype != torch.float64 or not m.mean.is_cpu:
+    if mean.dtype not in DTYPES or mean.dtype != var.dtype or tracked.dtype != torch.int64:
+        return False
+    if not (mean.shape == var.shape == m.mean.shape == m.m2.shape) or mean.numel() == 0:
+        return False  # tensor operations will say what does not fit
+    if m.mean.dtype != torch.float64 or not fused.is_plain(m.mean) or not fused.is_plain(m.m2):
         return False
     seen_mean, seen_m2 = m.mean.contiguous(), m.m2.contiguous()
     cpu.native.update_running(
@@ -35,7 +39,7 @@ def update_running(
         math.nan if momentum is None else momentum,
         mean.dtype == torch.float64,
     )
-    written = (mean, var, tracked, skipped)
+    written = tuple(t for t in (mean, var, tracked, skipped) if not t.is_inference())  # those have no version
     torch._C._autograd._unsafe_set_version_counter(written, tuple(t._version + 1 for t in written))
     return True
 

@@ -26,8 +26,10 @@ class _Batch(Remembering):
         self._check_input_dim(input)
         if self.training or self.running_mean is None:
             _check_more_than_one(input)
-        sized = self.affine or self.running_mean is not None  # torch takes any width where nothing is per channel
-        return run(self, input, FRAME, {"c": self.num_features} if sized else {}, check_pool=False)
+        # As in torch, what is there per channel decides the width (a pruned layer's num_features is out of date).
+        per_channel = self.weight if self.running_mean is None else self.running_mean
+        sizes = {} if per_channel is None else {"c": per_channel.shape[0]}
+        return run(self, input, FRAME, sizes, check_pool=False)
 
 
 def _check_more_than_one(x: Tensor) -> None:

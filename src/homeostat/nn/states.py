@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from homeostat.nn.preset import Preset
 from homeostat.norm import Norm
@@ -46,17 +47,29 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
     """
     check_module(model, "trial")
     held = [
-        (buffer, buffer.clone())
+        (module, name, None if is_lazy(buffer) else buffer.clone())
         for module in model.modules()
         if isinstance(module, Norm | _NormBase)
-        for buffer in module.buffers(recurse=False)
+        for name, buffer in module.named_buffers(recurse=False)
     ]
     try:
         yield model
     finally:
         with torch.no_grad():
-            for buffer, before in held:
-                buffer.copy_(before)
+            for module, name, before in held:
+                _put_back(module, name, before)
+
+
+def _put_back(module: nn.Module, name: str, before: Tensor | None) -> None:
+    """By name, for a buffer may have been exchanged (`.double()`); a lazy layer that woke up starts afresh."""
+    now = module._buffers[name]
+    if before is None:
+        if now is not None and not is_lazy(now) and isinstance(module, _NormBase):
+            module.reset_running_stats()
+    elif now is None or now.shape != before.shape:
+        module._buffers[name] = before
+    else:
+        now.copy_(before)
 
 
 def check_module(model: Any, verb: str) -> None:
