@@ -21,6 +21,7 @@ template <class F> INLINE void across(i64 width, const F &f) {
 
 inline i64 tile_rows(i64 width) { return width <= 512 ? TILE : TILE / 4; }
 
+// Two looks at one tile: about its own rounded mean per column, and what that mean missed.
 template <class T> struct ColumnLook {
     const T *x;
     i64 width, rows;
@@ -100,6 +101,7 @@ void column_apply(const T *x, T *y, i64 width, i64 begin, i64 end, const float *
         }
 }
 
+// Of one tile, what the gradient pulls on: float sums of few rows, then double.
 template <class T> struct ColumnPull {
     const T *x, *dy;
     i64 width, rows;
