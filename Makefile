@@ -33,8 +33,8 @@ check: setup ## lint, format, types, import layers
 accuracy: setup ## print the largest errors against float64, torch.nn beside homeostat
 	$(BIN)/python bench/accuracy.py
 
-bench: ## measure speed
-	@echo "There is no benchmark yet."
+bench: setup ## measure speed, torch.nn beside homeostat
+	$(BIN)/python bench/speed.py
 
 lab: ## reproduce experiments
 	@echo "There is no lab yet."
