@@ -47,7 +47,7 @@ def numbers(name, seed=0, **kind):
     return torch.randn(MADE[name][1], generator=generator).to(**kind) + 3
 
 
-def same(a, b):
+def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -112,8 +112,8 @@ def test_a_given_source_is_shown_after_torchs_repr():
 @pytest.mark.parametrize("shape", [4, (3, 4), [3, 4], torch.Size([3, 4])])
 def test_a_normalized_shape_is_a_number_or_any_sequence(shape):
     x = torch.randn(5, 3, 4)
-    same(hs.nn.LayerNorm(shape)(x), torch.nn.LayerNorm(shape)(x))
-    same(hs.nn.RMSNorm(shape)(x), torch.nn.RMSNorm(shape)(x))
+    assert_same(hs.nn.LayerNorm(shape)(x), torch.nn.LayerNorm(shape)(x))
+    assert_same(hs.nn.RMSNorm(shape)(x), torch.nn.RMSNorm(shape)(x))
 
 
 @every_preset
@@ -121,11 +121,11 @@ def test_a_deep_copy_is_equal_and_apart(name):
     layer = ours(name)
     layer(numbers(name))
     twin = copy.deepcopy(layer)
-    same(twin.state_dict(), layer.state_dict())
+    assert_same(twin.state_dict(), layer.state_dict())
     before = copy.deepcopy(layer.state_dict())
     for value in twin.state_dict().values():
         value.add_(1)
-    same(layer.state_dict(), before)
+    assert_same(layer.state_dict(), before)
 
 
 # ---- device and dtype ----
@@ -160,8 +160,10 @@ def test_moved_from_meta_to_memory_and_reset_it_is_new(name):
     layer = ours(name, device="meta").to_empty(device="cpu")
     layer.reset_parameters()
     x = numbers(name)
-    same(layer(x), torchs(name)(x))
-    same(layer.state_dict(), ours(name).state_dict() if name in WITHIN_A_SAMPLE else stepped(name, x).state_dict())
+    assert_same(layer(x), torchs(name)(x))
+    assert_same(
+        layer.state_dict(), ours(name).state_dict() if name in WITHIN_A_SAMPLE else stepped(name, x).state_dict()
+    )
     if name in EAGER_REMEMBERING and layer.running_mean is not None:
         assert layer.num_batches_skipped == 0
 
@@ -191,11 +193,11 @@ def test_a_lazy_preset_becomes_its_eager_class_at_the_first_input(name):
     kwargs = {"affine": lazy.affine, "track_running_stats": lazy.track_running_stats}  # torch's defaults differ here
     eager = getattr(hs.nn, name.removeprefix("Lazy"))(4, **kwargs)
     x = numbers(name)
-    same(lazy(x), eager(x))
+    assert_same(lazy(x), eager(x))
     assert type(lazy) is type(eager)
     assert repr(lazy) == repr(eager)
     assert [n for n, _ in lazy.named_buffers()] == [n for n, _ in eager.named_buffers()]
-    same(lazy.state_dict(), eager.state_dict())
+    assert_same(lazy.state_dict(), eager.state_dict())
 
 
 @every_lazy
@@ -205,8 +207,8 @@ def test_a_lazy_preset_takes_a_source_as_the_eager_one_does(name, source, affine
     lazy = ours(name, source=source, affine=affine)
     eager = getattr(hs.nn, name.removeprefix("Lazy"))(4, source=source, affine=affine)
     x = numbers(name)
-    same(lazy(x), eager(x))
-    same(lazy.state_dict(), eager.state_dict())
+    assert_same(lazy(x), eager(x))
+    assert_same(lazy.state_dict(), eager.state_dict())
     assert repr(lazy) == repr(eager)
 
 
@@ -219,10 +221,10 @@ def test_a_lazy_preset_learns_its_size_from_a_state_dict_of_torchs(name):
     lazy.load_state_dict(theirs.state_dict())
     assert torch.equal(lazy.running_mean, theirs.running_mean)
     x = numbers(name)
-    same(lazy(x), theirs(x))
+    assert_same(lazy(x), theirs(x))
     assert type(lazy) is getattr(hs.nn, name.removeprefix("Lazy"))
     assert lazy.num_features == 4
-    same(lazy.running_mean, theirs.running_mean)
+    assert_same(lazy.running_mean, theirs.running_mean)
 
 
 @every_lazy
@@ -256,7 +258,7 @@ def test_resetting_parameters_begins_anew(name):
         for parameter in layer.parameters():
             parameter.normal_()
     layer.reset_parameters()
-    same(dict(layer.named_parameters()), dict(fresh.named_parameters()))
+    assert_same(dict(layer.named_parameters()), dict(fresh.named_parameters()))
     assert all((p == (0 if key == "bias" else 1)).all() for key, p in layer.named_parameters())
     if getattr(layer, "running_mean", None) is not None:
         assert (layer.running_mean == 0).all()
@@ -273,10 +275,10 @@ def test_a_running_source_is_torchs_momentum(name, momentum):
     usual = ours(name, momentum=momentum, track_running_stats=True)
     for seed in range(3):
         x = numbers(name, seed)
-        same(mine(x), usual(x))
-    same(mine.state_dict(), usual.state_dict())
+        assert_same(mine(x), usual(x))
+    assert_same(mine.state_dict(), usual.state_dict())
     assert (mine.momentum, mine.track_running_stats) == (momentum, True)
-    same(mine.eval()(x), usual.eval()(x))
+    assert_same(mine.eval()(x), usual.eval()(x))
 
 
 @remembering
@@ -285,8 +287,8 @@ def test_a_batch_source_remembers_nothing_and_measures_in_evaluation_too(name):
     assert not list(layer.buffers())
     assert layer.track_running_stats is False
     x = numbers(name)
-    same(layer(x), layer.eval()(x))
-    same(layer(x), torchs(name, track_running_stats=False)(x))
+    assert_same(layer(x), layer.eval()(x))
+    assert_same(layer(x), torchs(name, track_running_stats=False)(x))
 
 
 @remembering
@@ -297,17 +299,17 @@ def test_a_frozen_source_trusts_its_memory_in_training_and_never_changes_it(name
     before = copy.deepcopy(layer.state_dict())
     x = numbers(name).requires_grad_()
     y = layer.train()(x)
-    same(y, (x - 3) / (4 + layer.eps) ** 0.5)
+    assert_same(y, (x - 3) / (4 + layer.eps) ** 0.5)
     y.sum().backward()
-    same(x.grad, torch.full_like(x, (4 + layer.eps) ** -0.5))  # constants: no gradient through them
+    assert_same(x.grad, torch.full_like(x, (4 + layer.eps) ** -0.5))  # constants: no gradient through them
     assert layer.weight.grad is not None
-    same(layer.state_dict(), before)
+    assert_same(layer.state_dict(), before)
 
 
 @pytest.mark.parametrize("name", WITHIN_A_SAMPLE)
 def test_presets_within_a_sample_take_a_batch_source_and_nothing_that_remembers(name):
     x = numbers(name)
-    same(ours(name, source=hs.Batch())(x), ours(name)(x))
+    assert_same(ours(name, source=hs.Batch())(x), ours(name)(x))
     for source in (hs.Running(), hs.Frozen()):
         with pytest.raises(TypeError, match="nothing to remember"):
             ours(name, source=source)
@@ -343,7 +345,7 @@ def test_a_source_set_later_decides_from_then_on(name):
     before = copy.deepcopy(layer.state_dict())
     layer.source = hs.Frozen()
     layer(numbers(name, 1))
-    same(layer.state_dict(), before)
+    assert_same(layer.state_dict(), before)
     layer.source = None  # torch's attributes decide again
     layer(numbers(name, 1))
     assert layer.num_batches_tracked == 2
@@ -360,7 +362,7 @@ def test_a_given_source_outlives_changes_of_torchs_attributes():
     layer = ours("BatchNorm2d", source=hs.Running(1.0))
     layer.momentum = 0.0
     layer(numbers("BatchNorm2d"))
-    same(layer.running_mean, numbers("BatchNorm2d").mean((0, 2, 3)))
+    assert_same(layer.running_mean, numbers("BatchNorm2d").mean((0, 2, 3)))
 
 
 # ---- attributes changed after construction ----
@@ -374,7 +376,7 @@ def test_a_momentum_changed_later_is_followed_as_torch_does(name, momentum):
         for seed in range(4):
             layer(numbers(name, seed))
             layer.momentum = momentum
-    same(layers[0].state_dict(), layers[1].state_dict())
+    assert_same(layers[0].state_dict(), layers[1].state_dict())
 
 
 @pytest.mark.parametrize("name", list(MADE))
@@ -383,8 +385,8 @@ def test_an_eps_changed_later_is_followed_as_torch_does(name):
     for layer in layers:
         layer(numbers(name))  # lazy ones learn their size
         layer.eps = 0.5
-    same(layers[0](numbers(name)), layers[1](numbers(name)))
-    same(layers[0].eval()(numbers(name)), layers[1].eval()(numbers(name)))
+    assert_same(layers[0](numbers(name)), layers[1](numbers(name)))
+    assert_same(layers[0].eval()(numbers(name)), layers[1].eval()(numbers(name)))
 
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
@@ -393,9 +395,9 @@ def test_tracking_switched_off_later_stops_the_memory_and_keeps_trusting_it_in_e
     for layer in layers:
         layer(numbers(name))
         layer.track_running_stats = False
-    same(layers[0](numbers(name, 1)), layers[1](numbers(name, 1)))
-    same(layers[0].state_dict(), layers[1].state_dict())
-    same(layers[0].eval()(numbers(name, 1)), layers[1].eval()(numbers(name, 1)))
+    assert_same(layers[0](numbers(name, 1)), layers[1](numbers(name, 1)))
+    assert_same(layers[0].state_dict(), layers[1].state_dict())
+    assert_same(layers[0].eval()(numbers(name, 1)), layers[1].eval()(numbers(name, 1)))
 
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
@@ -405,8 +407,8 @@ def test_tracking_switched_on_later_without_memory_measures_every_batch(name):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         layer.track_running_stats = True
-    same(layers[0](numbers(name)), layers[1](numbers(name)))
-    same(layers[0].eval()(numbers(name)), layers[1].eval()(numbers(name)))
+    assert_same(layers[0](numbers(name)), layers[1](numbers(name)))
+    assert_same(layers[0].eval()(numbers(name)), layers[1].eval()(numbers(name)))
 
 
 @pytest.mark.parametrize("name", ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"])
@@ -415,10 +417,10 @@ def test_instance_norm_with_tracking_switched_off_later_measures_and_leaves_its_
     for layer in layers:
         layer.track_running_stats = False
     x = numbers(name)
-    same(layers[0](x), layers[1](x))
+    assert_same(layers[0](x), layers[1](x))
     assert (layers[0].running_mean == 0).all()
     assert (layers[1].running_mean != 0).all()  # on purpose otherwise: torch goes on writing what it no longer reads
-    same(layers[0].eval()(x), layers[1].eval()(x))
+    assert_same(layers[0].eval()(x), layers[1].eval()(x))
 
 
 # ---- errors ----
@@ -511,7 +513,7 @@ def raised(call):
 def test_one_value_is_enough_in_evaluation(name, args, kwargs, shape):
     x = torch.randn(shape)
     layers = (getattr(library, name)(*args, **kwargs).eval() for library in (hs.nn, torch.nn))
-    same(*(layer(x) for layer in layers))
+    assert_same(*(layer(x) for layer in layers))
 
 
 def test_several_samples_of_one_value_pass_through_group_norm_as_in_torch():
@@ -524,12 +526,12 @@ def test_several_samples_of_one_value_pass_through_group_norm_as_in_torch():
 def test_batch_norm_without_gain_and_memory_takes_any_number_of_channels(training):
     x = torch.randn(5, 7, 3, 3)
     kwargs = {"affine": False, "track_running_stats": False}
-    same(*(library.BatchNorm2d(4, **kwargs).train(training)(x) for library in (hs.nn, torch.nn)))
+    assert_same(*(library.BatchNorm2d(4, **kwargs).train(training)(x) for library in (hs.nn, torch.nn)))
 
 
 def test_group_norm_without_gain_takes_any_number_of_channels_that_its_groups_divide():
     x = torch.randn(5, 6, 3)
-    same(*(library.GroupNorm(2, 4, affine=False)(x) for library in (hs.nn, torch.nn)))
+    assert_same(*(library.GroupNorm(2, 4, affine=False)(x) for library in (hs.nn, torch.nn)))
 
 
 def test_instance_norm_without_gain_and_memory_warns_about_other_channels_as_torch_does():
@@ -538,7 +540,7 @@ def test_instance_norm_without_gain_and_memory_warns_about_other_channels_as_tor
         mine = hs.nn.InstanceNorm2d(4)(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        same(mine, torch.nn.InstanceNorm2d(4)(x))
+        assert_same(mine, torch.nn.InstanceNorm2d(4)(x))
 
 
 def test_an_error_says_what_was_given():

@@ -1,9 +1,8 @@
-"""The guarded update of running statistics in one native call: 28 us of tensor operations become 3."""
+"""The guarded update of running statistics in one native call, where tensor operations would be a dozen."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,10 @@ def update_running(
     mean: Tensor, var: Tensor, tracked: Tensor, skipped: Tensor, m: Moments, momentum: float | None
 ) -> bool:
     """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
-    if cpu.native is None or not isinstance(m.count, float) or not _plain(mean, var, tracked, skipped):
+    buffers = (mean, var, tracked, skipped)
+    if cpu.native is None or not isinstance(m.count, float):
+        return False
+    if not all(fused.is_plain(t) and t.is_contiguous() for t in buffers):
         return False
     if mean.dtype not in DTYPES or mean.dtype != var.dtype or tracked.dtype != torch.int64:
         return False
@@ -39,11 +41,6 @@ def update_running(
         math.nan if momentum is None else momentum,
         mean.dtype == torch.float64,
     )
-    written = tuple(t for t in (mean, var, tracked, skipped) if not t.is_inference())  # those have no version
+    written = tuple(t for t in buffers if not t.is_inference())  # those have no version
     torch._C._autograd._unsafe_set_version_counter(written, tuple(t._version + 1 for t in written))
     return True
-
-
-def _plain(*tensors: Any) -> bool:
-    """Real, contiguous memory on the CPU."""
-    return all([type(t) is Tensor and t.is_cpu and t.is_contiguous() for t in tensors])  # noqa: C419  (twice as fast)
