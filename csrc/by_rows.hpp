@@ -1,4 +1,4 @@
-// By rows: pooled elements contiguous, with a gain along them or none (layer and RMS norm).
+// By rows: pooled elements contiguous, with a gain along them or none (layer and RMS norm, adaptive, per head).
 #pragma once
 
 #include "runs.hpp"
@@ -6,110 +6,244 @@
 
 namespace {
 
-template <bool STREAM, class T>
-void rows_forward(const Call &call, const T *x, const float *w, const float *b, T *y, Stat *stats, double *mean,
-                  double *m2) {
-    const i64 n = call.at.S;
-    team(threads_for(call), [&](int t, int threads) {
-        const Part mine = part(call.at.groups(), t, threads);
-        for (i64 i = mine.begin; i < mine.end; ++i) {
-            if (!call.fixed) {
-                Moments m;
-                run_moments(x + i * n, n, call.center, m);
-                stats[i] = m.stat(call);
-                tell(m, i, mean, m2);
+// Row i = (a, c) of a layout: its weights, its gain. Few long rows are cut in as many columns of pieces as threads.
+struct Rows {
+    const Call &call;
+    const Layout &l = call.at;
+    i64 n = l.S;
+
+    i64 gain(i64 i) const { return l.C == 1 ? i * l.ga : (i / l.C) * l.ga + (i % l.C) * l.gc; }
+    i64 weight(i64 i) const { return l.C == 1 ? i * l.wa : (i / l.C) * l.wa + (i % l.C) * l.wc; }
+    const float *weights(i64 i, i64 at) const { return call.where && l.ws ? call.where + weight(i) + at : nullptr; }
+    float each(i64 i) const { return call.where && !l.ws ? call.where[weight(i)] : 1.f; }
+    bool few(int threads) const { return l.groups() < threads && n >= 2 * CHUNK; }
+    Part piece(int t, int threads) const {
+        const Part blocks = part((n + LANES - 1) / LANES, t, threads); // whole vectors
+        return {std::min(n, blocks.begin * LANES), std::min(n, blocks.end * LANES)};
+    }
+};
+
+template <bool STREAM, class T> void rows_forward(const Call &call, const Forward &f) {
+    const Rows rows{call};
+    const i64 n = rows.n, groups = call.at.groups();
+    const T *const x = static_cast<const T *>(f.other ? f.sum : f.x);
+    T *const y = static_cast<T *>(f.y);
+    const int threads = threads_for(call);
+    const auto look = [&](i64 i, Part p, Look &seen) {
+        const i64 at = i * n + p.begin;
+        if (f.other)
+            run_add(static_cast<const T *>(f.x) + at, static_cast<const T *>(f.other) + at,
+                    static_cast<T *>(f.sum) + at, p.end - p.begin);
+        if (call.trust == Trust::fixed) return;
+        run_look(x + at, p.end - p.begin, call.center, rows.weights(i, p.begin), rows.each(i), seen);
+    };
+    const auto settle_row = [&](i64 i, const Moments &m) {
+        f.stats[i] = call.trust == Trust::fixed ? constant(call, i) : settled(call, f, m, i);
+    };
+    const auto apply = [&](i64 i, Part p) {
+        if (!y) return;
+        const i64 at = i * n + p.begin, k = rows.gain(i) + p.begin;
+        const auto go = f.bias ? row_apply<STREAM, true, T> : row_apply<STREAM, false, T>;
+        if (f.weight || f.bias)
+            go(x + at, y + at, p.end - p.begin, f.stats[i], f.weight ? f.weight + k : nullptr,
+               f.bias ? f.bias + k : nullptr, call.where != nullptr);
+        else
+            run_apply<STREAM>(x + at, y + at, p.end - p.begin, f.stats[i].hi, f.stats[i].rate,
+                              -f.stats[i].shift * f.stats[i].rate, call.where != nullptr);
+    };
+    if (!rows.few(threads))
+        return team(threads, [&](int t, int of) {
+            const Part mine = part(groups, t, of);
+            for (i64 i = mine.begin; i < mine.end; ++i) {
+                Look seen;
+                look(i, {0, n}, seen);
+                settle_row(i, seen.moments(call.center));
+                apply(i, {0, n});
             }
-            if (w)
-                row_apply<STREAM>(x + i * n, y + i * n, n, stats[i], w, b);
-            else
-                run_apply<STREAM>(x + i * n, y + i * n, n, stats[i].hi, stats[i].r, -stats[i].lo * stats[i].r);
-        }
+            settle();
+        });
+    vector<Look> seen(std::size_t(groups * threads));
+    team(threads, [&](int t, int of) {
+        for (i64 i = 0; i < groups; ++i) look(i, rows.piece(t, of), seen[std::size_t(i * threads + t)]);
+    });
+    for (i64 i = 0; i < groups; ++i) {
+        Moments m;
+        for (int t = 0; t < threads; ++t) m.add(seen[std::size_t(i * threads + t)].moments(call.center));
+        settle_row(i, m);
+    }
+    team(threads, [&](int t, int of) {
+        for (i64 i = 0; i < groups; ++i) apply(i, rows.piece(t, of));
         settle();
     });
 }
 
-struct Slope { // of one row: dx = dy w P + (x - hi) Q + R
-    float hi, p, q, r, rate, shift;
-};
-
 // The gain's gradient runs down the rows while dx is written: a few rows at a time, so that its sums stay in registers.
-template <bool STREAM, int ROWS, class T>
-INLINE void rows_descend(const T *x, const T *dy, T *dx, i64 n, const float *w, const Slope *s, float *dw, float *db) {
-    const auto step = [&](i64 i, i64 k, bool whole) {
-        const vf one = all(1.f);
-        const vf g = !w ? one : whole ? load(w + i) : load(w + i, k);
-        vf a = !dw ? vf{} : whole ? load(dw + i) : load(dw + i, k), b = !db ? vf{} : whole ? load(db + i) : load(db + i, k);
+template <bool STREAM, int ROWS, class T> struct Descent {
+    const T *x, *dy, *also; // also: what comes to dx from elsewhere, or null
+    T *dx;
+    i64 step; // from one of these rows to the next
+    const float *w;
+    const Slope *s;
+    const float *off; // of each row: xhat = u rate + off
+    float *dw, *db;
+    const float *m[ROWS]; // weights, or null
+    float each[ROWS];
+    bool weighed;
+
+    INLINE void at(i64 i, i64 k, bool whole) const {
+        const auto get = [&](const auto *p) { return whole ? load(p) : load(p, k); };
+        const vf g = w ? get(w + i) : all(1.f);
+        vf a = dw ? get(dw + i) : vf{}, b = db ? get(db + i) : vf{};
         for (int row = 0; row < ROWS; ++row) {
-            const i64 at = row * n + i;
-            const vf d = whole ? load(dy + at) : load(dy + at, k);
-            const vf u = (whole ? load(x + at) : load(x + at, k)) - all(s[row].hi);
-            a += d * (u * all(s[row].rate) + all(s[row].shift));
+            const i64 o = row * step + i;
+            vf d = get(dy + o), v = get(x + o), u = v - all(s[row].hi), pull;
+            if (weighed) {
+                const vf M = m[row] ? get(m[row] + i) : all(each[row]);
+                d = (vf)((vi)d & (vi)((v - v) == 0.f)), u = finite(v) - all(s[row].hi);
+                pull = M * (only(M, u) * all(s[row].q) + all(s[row].r));
+            } else
+                pull = u * all(s[row].q) + all(s[row].r);
+            a += d * (u * all(s[row].rate) + all(off[row]));
             b += d;
-            const vf down = (d * g) * all(s[row].p) + (u * all(s[row].q) + all(s[row].r));
+            vf down = (d * g) * all(s[row].rate) + pull;
+            if (weighed) down = (vf)((vi)down & (vi)((v - v) == 0.f));
+            if (also) down += get(also + o);
             if (whole)
-                put<STREAM>(dx + at, down);
+                put<STREAM>(dx + o, down);
             else
-                store(dx + at, down, k);
+                store(dx + o, down, k);
         }
         if (dw) whole ? store(dw + i, a) : store(dw + i, a, k);
         if (db) whole ? store(db + i, b) : store(db + i, b, k);
-    };
-    i64 i = 0;
-    for (; i + LANES <= n; i += LANES) step(i, LANES, true);
-    if (i < n) step(i, n - i, false);
-}
-
-template <bool STREAM, class T>
-void rows_backward(const Call &call, const T *x, const T *dy, const float *w, const Stat *stats, T *dx, float *dw,
-                   float *db) {
-    constexpr int TOGETHER = 4;   // rows whose gain gradient is summed in registers
-    constexpr i64 FLUSH = 256;    // rows whose gain gradient is summed in float before it goes to double
-    const i64 n = call.at.S, rows = call.at.groups();
-    const int threads = threads_for(call);
-    vector<double> total(std::size_t((dw || db) ? threads * 2 * n : 0));
-    team(threads, [&](int t, int of) {
-        const Part mine = part(rows, t, of);
-        vector<float> part_w(std::size_t(dw ? n : 0)), part_b(std::size_t(db ? n : 0));
-        double *const sum_w = total.data() + 2 * n * t, *const sum_b = sum_w + n;
-        i64 since = 0;
-        const auto flush = [&] {
-            for (i64 j = 0; dw && j < n; ++j) sum_w[j] += part_w[std::size_t(j)], part_w[std::size_t(j)] = 0;
-            for (i64 j = 0; db && j < n; ++j) sum_b[j] += part_b[std::size_t(j)], part_b[std::size_t(j)] = 0;
-            since = 0;
-        };
-        const auto slope = [&](i64 i) {
-            const Stat q = stats[i];
-            const double r = q.r;
-            double c1 = 0, c2 = 0;
-            if (!call.fixed) {
-                double s1 = 0, s2 = 0;
-                run_pull(x + i * n, dy + i * n, w, n, q.hi, s1, s2);
-                c1 = call.center ? s1 / double(n) : 0;
-                c2 = r * (s2 - double(q.lo) * s1) / double(n);
-            }
-            return Slope{q.hi, q.r, float(-r * r * c2), float(-r * c1 + r * r * c2 * q.lo), q.r, -q.lo * q.r};
-        };
-        float *const pw = dw ? part_w.data() : nullptr, *const pb = db ? part_b.data() : nullptr;
-        i64 i = mine.begin;
-        for (; i + TOGETHER <= mine.end; i += TOGETHER) {
-            Slope s[TOGETHER];
-            for (int k = 0; k < TOGETHER; ++k) s[k] = slope(i + k);
-            rows_descend<STREAM, TOGETHER>(x + i * n, dy + i * n, dx + i * n, n, w, s, pw, pb);
-            if ((since += TOGETHER) >= FLUSH) flush();
-        }
-        for (; i < mine.end; ++i) {
-            const Slope s = slope(i);
-            rows_descend<STREAM, 1>(x + i * n, dy + i * n, dx + i * n, n, w, &s, pw, pb);
-        }
-        flush();
-        settle();
-    });
-    for (i64 j = 0; j < n && (dw || db); ++j) {
-        double a = 0, b = 0;
-        for (int t = 0; t < threads; ++t) a += total[std::size_t(2 * n * t + j)], b += total[std::size_t(2 * n * t + n + j)];
-        if (dw) dw[j] = float(a);
-        if (db) db[j] = float(b);
     }
+    INLINE void go(i64 n) const {
+        i64 i = 0;
+        for (; i + LANES <= n; i += LANES) at(i, LANES, true);
+        if (i < n) at(i, n - i, false);
+    }
+};
+
+template <bool STREAM, class T> struct RowsBackward {
+    const Call &call;
+    const Backward &f;
+    const Rows rows{call};
+    const Layout &l = call.at;
+    i64 n = rows.n;
+    const T *x = static_cast<const T *>(f.x), *dy = static_cast<const T *>(f.dy),
+            *also = static_cast<const T *>(f.dsum);
+    T *dx = static_cast<T *>(f.dx);
+
+    void pull(i64 i, Part p, double &s1, double &s2) const {
+        if (f.stats[i].share == 0.f) return;
+        const i64 at = i * n + p.begin;
+        const float *const w = f.weight ? f.weight + rows.gain(i) + p.begin : nullptr;
+        run_pull(x + at, dy + at, w, p.end - p.begin, f.stats[i].hi, call.where != nullptr, s1, s2);
+    }
+    Slope slope_of(i64 i, double s1, double s2) const {
+        const Stat &q = f.stats[i];
+        return slope(call, q, s1, double(q.r) * (s2 - double(q.lo) * s1));
+    }
+    // ROWS rows from i on, `apart` rows from one to the next; pw and pb take the gain's gradient
+    template <int ROWS> void descend(i64 i, i64 apart, Part p, const Slope *s, float *pw, float *pb) const {
+        const i64 at = i * n + p.begin;
+        float off[ROWS];
+        for (int k = 0; k < ROWS; ++k) off[k] = -f.stats[i + k * apart].shift * f.stats[i + k * apart].rate;
+        Descent<STREAM, ROWS, T> d{x + at, dy + at, also ? also + at : nullptr, dx + at, apart * n,
+                                   f.weight ? f.weight + rows.gain(i) + p.begin : nullptr, s, off, pw, pb, {}, {},
+                                   call.where != nullptr};
+        for (int k = 0; k < ROWS; ++k) {
+            d.m[k] = rows.weights(i + k * apart, p.begin);
+            d.each[k] = rows.each(i + k * apart);
+        }
+        d.go(p.end - p.begin);
+    }
+    template <int ROWS> void both(i64 i, i64 apart, float *pw, float *pb) const {
+        Slope s[ROWS];
+        for (int k = 0; k < ROWS; ++k) {
+            double s1 = 0, s2 = 0;
+            pull(i + k * apart, {0, n}, s1, s2);
+            s[k] = slope_of(i + k * apart, s1, s2);
+        }
+        descend<ROWS>(i, apart, {0, n}, s, pw, pb);
+    }
+
+    // Rows that share a gain go four at a time: those of neighbouring a where all a share it, else those of one a.
+    void all_rows(int threads) const {
+        constexpr i64 TOGETHER = 4, FLUSH = 256; // rows summed in float before the sum goes to double
+        const i64 lines = l.gc ? l.C : 1, width = lines * n; // of the gain, for one a
+        const bool learns = f.dweight || f.dbias, own = l.ga != 0;
+        vector<double> total(std::size_t(learns ? 2 * width * (own ? l.A : threads) : 0));
+        team(threads, [&](int t, int of) {
+            const Part mine = part(l.A, t, of);
+            vector<float> part_w(std::size_t(f.dweight ? width : 0)), part_b(std::size_t(f.dbias ? width : 0));
+            float *const pw = f.dweight ? part_w.data() : nullptr, *const pb = f.dbias ? part_b.data() : nullptr;
+            const auto line = [&](float *p, i64 c) { return p && l.gc ? p + c * n : p; };
+            const auto flush = [&](i64 table) {
+                double *const sum = total.data() + 2 * width * table;
+                for (i64 j = 0; pw && j < width; ++j) sum[j] += pw[j], pw[j] = 0;
+                for (i64 j = 0; pb && j < width; ++j) sum[width + j] += pb[j], pb[j] = 0;
+            };
+            const i64 over_a = own ? 1 : TOGETHER, over_c = own && !l.gc ? TOGETHER : 1;
+            i64 since = 0;
+            for (i64 a = mine.begin; a < mine.end;) {
+                const i64 many = a + over_a <= mine.end ? over_a : 1;
+                for (i64 c = 0; c < l.C;) {
+                    const i64 abreast = c + over_c <= l.C ? over_c : 1, i = a * l.C + c;
+                    if (many > 1)
+                        both<TOGETHER>(i, l.C, line(pw, c), line(pb, c));
+                    else if (abreast > 1)
+                        both<TOGETHER>(i, 1, line(pw, c), line(pb, c));
+                    else
+                        both<1>(i, 1, line(pw, c), line(pb, c));
+                    c += abreast;
+                    if (over_c > 1 && (since += abreast) >= FLUSH) flush(a), since = 0;
+                }
+                if (own || (since += many) >= FLUSH) flush(own ? a : t), since = 0;
+                a += many;
+            }
+            if (!own) flush(t);
+            settle();
+        });
+        for (i64 a = 0; learns && a < (own ? l.A : 1); ++a)
+            for (i64 j = 0; j < width; ++j) {
+                double w = 0, b = 0;
+                for (i64 t = own ? a : 0; t < (own ? a + 1 : threads); ++t)
+                    w += total[std::size_t(2 * width * t + j)], b += total[std::size_t(2 * width * t + width + j)];
+                if (f.dweight) f.dweight[a * l.ga + j] = float(w);
+                if (f.dbias) f.dbias[a * l.ga + j] = float(b);
+            }
+    }
+
+    void few_rows(int threads) const {
+        const i64 groups = l.groups();
+        vector<double> found(std::size_t(2 * groups * threads));
+        team(threads, [&](int t, int of) {
+            for (i64 i = 0; i < groups; ++i) {
+                double *const my = found.data() + 2 * (i * threads + t);
+                pull(i, rows.piece(t, of), my[0], my[1]);
+            }
+        });
+        if (f.dweight) std::fill(f.dweight, f.dweight + l.gains(), 0.f);
+        if (f.dbias) std::fill(f.dbias, f.dbias + l.gains(), 0.f);
+        team(threads, [&](int t, int of) {
+            const Part p = rows.piece(t, of);
+            for (i64 i = 0; i < groups; ++i) {
+                double s1 = 0, s2 = 0;
+                for (int k = 0; k < threads; ++k)
+                    s1 += found[std::size_t(2 * (i * threads + k))], s2 += found[std::size_t(2 * (i * threads + k) + 1)];
+                const Slope s = slope_of(i, s1, s2);
+                const i64 k = rows.gain(i) + p.begin;
+                descend<1>(i, 1, p, &s, f.dweight ? f.dweight + k : nullptr, f.dbias ? f.dbias + k : nullptr);
+            }
+            settle();
+        });
+    }
+};
+
+template <bool STREAM, class T> void rows_backward(const Call &call, const Backward &f) {
+    const RowsBackward<STREAM, T> go{call, f};
+    const int threads = threads_for(call);
+    go.rows.few(threads) ? go.few_rows(threads) : go.all_rows(threads);
 }
 
 } // namespace

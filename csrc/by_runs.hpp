@@ -4,165 +4,178 @@
 #include "runs.hpp"
 #include "share.hpp"
 
-#include <algorithm>
-
 namespace {
 
-// The runs of a layout: group g = (a, c) has B segments, each of P runs of S.
+// Segment (a, b, c) is P runs of S, contiguous. Group g has `many()` of them: B, or those its label names.
 struct Runs {
-    const Layout &l;
-    i64 length() const { return l.P * l.S; }
-    i64 segment(i64 g, i64 b) const { return (((g / l.C) * l.B + b) * l.C + g % l.C) * length(); }
-    i64 gain(i64 g, i64 p) const { return l.gain(g / l.C, g % l.C, p, 0); }
+    const Call &call;
+    const Layout &l = call.at;
+    i64 length = l.P * l.S, segments = l.A * l.B * l.C;
+
+    struct Place {
+        i64 a, b, c;
+    };
+    Place place(i64 segment) const { return {segment / (l.B * l.C), segment / l.C % l.B, segment % l.C}; }
+    i64 segment(i64 a, i64 b, i64 c) const { return (a * l.B + b) * l.C + c; }
+    i64 group(Place s) const { return (call.label ? call.label[s.b] : s.a) * l.C + s.c; }
+    i64 gain(Place s, i64 p) const { return l.gain(s.a, s.b, s.c, p, 0); }
+    const float *weights(Place s, i64 p) const {
+        return call.where ? call.where + s.a * l.wa + s.b * l.wb + s.c * l.wc + p * l.wp : nullptr;
+    }
+
+    // f(p, from, to) for the runs, or parts of runs, of [begin, end)
+    template <class F> void each_run(i64 begin, i64 end, const F &f) const {
+        for (i64 p = begin / l.S; p * l.S < end; ++p) f(p, std::max(begin, p * l.S), std::min(end, (p + 1) * l.S));
+    }
+    template <class T> void look(const T *x, i64 segment, i64 begin, i64 end, Look &seen) const {
+        const T *const at = x + segment * length;
+        if (!call.where) return run_look(at + begin, end - begin, call.center, nullptr, 1.f, seen);
+        each_run(begin, end, [&](i64 p, i64 from, i64 to) {
+            const float *const w = weights(place(segment), p);
+            run_look(at + from, to - from, call.center, l.ws ? w + (from - p * l.S) : nullptr, l.ws ? 1.f : *w, seen);
+        });
+    }
+
+    // Whole groups, each by one thread while it is in the cache; or pieces by all?
+    bool whole(int threads) const { return !call.label && !cut(l.groups(), threads); }
+    // Pieces of a segment, so that even one huge run keeps every thread busy.
+    i64 pieces(int threads) const {
+        return segments >= 4 * threads ? 1 : std::min<i64>(4 * threads, std::max<i64>(1, length / CHUNK));
+    }
 };
 
-// Pieces of a segment, so that even one huge run keeps every thread busy.
-i64 pieces_of(i64 length, i64 segments, int threads) {
-    const i64 wanted = segments >= 4 * threads ? 1 : 4 * threads;
-    return std::min(wanted, std::max<i64>(1, length / CHUNK));
-}
-
-template <bool STREAM, class T>
-void runs_forward(const Call &call, const T *x, const float *w, const float *b, T *y, Stat *stats, double *mean,
-                  double *m2) {
-    const Runs runs{call.at};
+template <bool STREAM, class T> void runs_forward(const Call &call, const Forward &f) {
+    const Runs runs{call};
     const Layout &l = call.at;
-    const i64 groups = l.groups(), length = runs.length();
-    const auto apply = [&](i64 g, i64 segment, i64 begin, i64 end) {
-        const Stat q = stats[g];
-        const i64 at = runs.segment(g, segment);
-        for (i64 p = begin / l.S; p * l.S < end; ++p) {
-            const i64 from = std::max(begin, p * l.S), to = std::min(end, (p + 1) * l.S), k = runs.gain(g, p);
-            const float s = (w ? w[k] : 1.f) * q.r;
-            run_apply<STREAM>(x + at + from, y + at + from, to - from, q.hi, s, (b ? b[k] : 0.f) - q.lo * s);
-        }
+    const i64 groups = l.groups(), length = runs.length;
+    const T *const x = static_cast<const T *>(f.x);
+    T *const y = static_cast<T *>(f.y);
+    const bool fixed = call.trust == Trust::fixed;
+    const auto apply = [&](i64 segment, i64 begin, i64 end) {
+        const auto place = runs.place(segment);
+        const Stat q = f.stats[runs.group(place)];
+        runs.each_run(begin, end, [&](i64 p, i64 from, i64 to) {
+            const i64 k = runs.gain(place, p), at = segment * length + from;
+            const float s = (f.weight ? f.weight[k] : 1.f) * q.rate, t = (f.bias ? f.bias[k] : 0.f) - q.shift * s;
+            run_apply<STREAM>(x + at, y + at, to - from, q.hi, s, t, call.where != nullptr);
+        });
     };
     const int threads = threads_for(call);
-    if (!cut(groups, threads))
+    if (runs.whole(threads))
         return team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
             for (i64 g = mine.begin; g < mine.end; ++g) {
-                if (!call.fixed) {
-                    Moments m;
-                    for (i64 s = 0; s < l.B; ++s) run_moments(x + runs.segment(g, s), length, call.center, m);
-                    stats[g] = m.stat(call);
-                    tell(m, g, mean, m2);
-                }
-                for (i64 s = l.B; s-- > 0;) apply(g, s, 0, length); // backwards: the last was seen last
+                Look seen;
+                for (i64 b = 0; b < l.B && !fixed; ++b) runs.look(x, runs.segment(g / l.C, b, g % l.C), 0, length, seen);
+                f.stats[g] = fixed ? constant(call, g) : settled(call, f, seen.moments(call.center), g);
+                for (i64 b = l.B; b-- > 0 && y;) // backwards: the last was seen last
+                    apply(runs.segment(g / l.C, b, g % l.C), 0, length);
             }
             settle();
         });
-    const i64 pieces = pieces_of(length, groups * l.B, threads), items = groups * l.B * pieces;
-    if (!call.fixed) {
-        vector<Moments> found(std::size_t(items), Moments{});
+    const i64 pieces = runs.pieces(threads), items = runs.segments * pieces;
+    vector<Look> seen(std::size_t(fixed ? 0 : items));
+    vector<Moments> sums(std::size_t(groups), Moments{});
+    if (!fixed)
         team(threads, [&](int t, int of) {
             const Part mine = part(items, t, of);
             for (i64 i = mine.begin; i < mine.end; ++i) {
-                const i64 s = i / pieces;
                 const Part piece = part(length, int(i % pieces), int(pieces));
-                run_moments(x + runs.segment(s / l.B, s % l.B) + piece.begin, piece.end - piece.begin, call.center,
-                            found[std::size_t(i)]);
+                runs.look(x, i / pieces, piece.begin, piece.end, seen[std::size_t(i)]);
             }
         });
-        for (i64 g = 0; g < groups; ++g) {
-            Moments m;
-            for (i64 i = g * l.B * pieces; i < (g + 1) * l.B * pieces; ++i) {
-                const Moments &f = found[std::size_t(i)];
-                if (f.n > 0) m.add(f);
-            }
-            stats[g] = m.stat(call);
-            tell(m, g, mean, m2);
-        }
-    }
+    for (i64 i = 0; i < items && !fixed; ++i)
+        sums[std::size_t(runs.group(runs.place(i / pieces)))].add(seen[std::size_t(i)].moments(call.center));
+    for (i64 g = 0; g < groups; ++g)
+        f.stats[g] = fixed ? constant(call, g) : settled(call, f, sums[std::size_t(g)], g);
+    if (!y) return;
     team(threads, [&](int t, int of) {
         const Part mine = part(items, t, of);
         for (i64 i = mine.end; i-- > mine.begin;) {
-            const i64 s = i / pieces;
             const Part piece = part(length, int(i % pieces), int(pieces));
-            apply(s / l.B, s % l.B, piece.begin, piece.end);
+            apply(i / pieces, piece.begin, piece.end);
         }
         settle();
     });
 }
 
-template <bool STREAM, class T>
-void runs_backward(const Call &call, const T *x, const T *dy, const float *w, const Stat *stats, T *dx, float *dw,
-                   float *db) {
-    const Runs runs{call.at};
+template <bool STREAM, class T> void runs_backward(const Call &call, const Backward &f) {
+    const Runs runs{call};
     const Layout &l = call.at;
     const i64 groups = l.groups();
-    // Of every run: sum dy and sum dy xhat. They make both the group's pull and the gain's gradient.
-    vector<double> pull(std::size_t(groups * l.B * l.P * 2));
-    const auto look = [&](i64 g, i64 segment) {
-        const Stat q = stats[g];
-        double *const out = pull.data() + (g * l.B + segment) * l.P * 2;
+    const T *const x = static_cast<const T *>(f.x), *const dy = static_cast<const T *>(f.dy);
+    T *const dx = static_cast<T *>(f.dx);
+    // Of every run: sum dy and sum dy (x - hi). They make both the group's pull and the gain's gradient.
+    vector<double> pull(std::size_t(runs.segments * l.P * 2));
+    const auto look = [&](i64 run) {
+        const float hi = f.stats[runs.group(runs.place(run / l.P))].hi;
+        double *const out = pull.data() + run * 2;
+        run_pull(x + run * l.S, dy + run * l.S, nullptr, l.S, hi, call.where != nullptr, out[0], out[1]);
+    };
+    // Add what one segment pulls: sums of gain dy and of gain dy xhat.
+    const auto add = [&](i64 segment, double *sums) {
+        const auto place = runs.place(segment);
+        const Stat &q = f.stats[runs.group(place)];
         for (i64 p = 0; p < l.P; ++p) {
-            const i64 at = runs.segment(g, segment) + p * l.S;
-            double s1 = 0, s2 = 0;
-            run_pull(x + at, dy + at, nullptr, l.S, q.hi, s1, s2);
-            out[2 * p] = s1, out[2 * p + 1] = double(q.r) * (s2 - double(q.lo) * s1);
+            const double *const of = pull.data() + (segment * l.P + p) * 2;
+            const double gain = f.weight ? double(f.weight[runs.gain(place, p)]) : 1.0;
+            sums[0] += gain * of[0], sums[1] += gain * double(q.r) * (of[1] - double(q.lo) * of[0]);
         }
     };
-    const double inverse = 1.0 / double(l.pool());
-    const auto means = [&](i64 g, double &c1, double &c2) {
-        c1 = c2 = 0;
-        if (call.fixed) return;
-        for (i64 i = 0; i < l.B * l.P; ++i) {
-            const double *const of = pull.data() + (g * l.B * l.P + i) * 2;
-            const double gain = w ? double(w[runs.gain(g, i % l.P)]) : 1.0;
-            c1 += gain * of[0], c2 += gain * of[1];
-        }
-        c1 = call.center ? c1 * inverse : 0, c2 *= inverse;
-    };
-    const auto descend = [&](i64 g, i64 segment, double c1, double c2) {
-        const Stat q = stats[g];
-        const double r = q.r;
-        for (i64 p = 0; p < l.P; ++p) {
-            const i64 at = runs.segment(g, segment) + p * l.S;
-            const float gain = w ? w[runs.gain(g, p)] : 1.f;
-            run_descend<STREAM>(x + at, dy + at, dx + at, l.S, q.hi, float(double(gain) * r), float(-r * r * c2),
-                                float(-r * c1 + r * r * c2 * double(q.lo)));
-        }
+    const auto descend = [&](i64 run, const Slope &s) {
+        const auto place = runs.place(run / l.P);
+        const i64 p = run % l.P, at = run * l.S;
+        const float gain = f.weight ? f.weight[runs.gain(place, p)] : 1.f, *const w = runs.weights(place, p);
+        run_descend<STREAM>(x + at, dy + at, dx + at, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
+                            l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
     };
     const int threads = threads_for(call);
-    if (!cut(groups, threads)) {
+    if (runs.whole(threads))
         team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
             for (i64 g = mine.begin; g < mine.end; ++g) {
-                double c1, c2;
-                for (i64 s = 0; s < l.B; ++s) look(g, s);
-                means(g, c1, c2);
-                for (i64 s = l.B; s-- > 0;) descend(g, s, c1, c2);
+                double sums[2] = {0, 0};
+                const auto at = [&](i64 b) { return runs.segment(g / l.C, b, g % l.C); };
+                for (i64 b = 0; b < l.B; ++b) {
+                    for (i64 p = 0; p < l.P; ++p) look(at(b) * l.P + p);
+                    add(at(b), sums);
+                }
+                const Slope s = slope(call, f.stats[g], sums[0], sums[1]);
+                for (i64 b = l.B; b-- > 0;)
+                    for (i64 p = l.P; p-- > 0;) descend(at(b) * l.P + p, s);
             }
             settle();
         });
-    } else {
-        const i64 items = groups * l.B;
+    else {
         team(threads, [&](int t, int of) {
-            const Part mine = part(items, t, of);
-            for (i64 i = mine.begin; i < mine.end; ++i) look(i / l.B, i % l.B);
+            const Part mine = part(runs.segments * l.P, t, of);
+            for (i64 i = mine.begin; i < mine.end; ++i) look(i);
         });
+        vector<double> sums(std::size_t(2 * groups));
+        for (i64 i = 0; i < runs.segments; ++i) add(i, sums.data() + 2 * runs.group(runs.place(i)));
         team(threads, [&](int t, int of) {
-            const Part mine = part(items, t, of);
+            const Part mine = part(runs.segments * l.P, t, of);
             for (i64 i = mine.end; i-- > mine.begin;) {
-                double c1, c2;
-                means(i / l.B, c1, c2);
-                descend(i / l.B, i % l.B, c1, c2);
+                const i64 g = runs.group(runs.place(i / l.P));
+                descend(i, slope(call, f.stats[g], sums[std::size_t(2 * g)], sums[std::size_t(2 * g + 1)]));
             }
             settle();
         });
     }
-    if (!dw && !db) return;
+    if (!f.dweight && !f.dbias) return;
     vector<double> sum_w(std::size_t(l.gains())), sum_b(std::size_t(l.gains()));
-    for (i64 g = 0; g < groups; ++g)
-        for (i64 i = 0; i < l.B * l.P; ++i) {
-            const double *const of = pull.data() + (g * l.B * l.P + i) * 2;
-            const auto k = std::size_t(runs.gain(g, i % l.P));
-            sum_w[k] += of[1], sum_b[k] += of[0];
+    for (i64 i = 0; i < runs.segments; ++i) {
+        const auto place = runs.place(i);
+        const Stat &q = f.stats[runs.group(place)];
+        for (i64 p = 0; p < l.P; ++p) {
+            const double *const of = pull.data() + (i * l.P + p) * 2;
+            const auto k = std::size_t(runs.gain(place, p));
+            sum_w[k] += double(q.rate) * (of[1] - double(q.shift) * of[0]), sum_b[k] += of[0];
         }
+    }
     for (std::size_t k = 0; k < sum_w.size(); ++k) {
-        if (dw) dw[k] = float(sum_w[k]);
-        if (db) db[k] = float(sum_b[k]);
+        if (f.dweight) f.dweight[k] = float(sum_w[k]);
+        if (f.dbias) f.dbias[k] = float(sum_b[k]);
     }
 }
 

@@ -1,4 +1,6 @@
-// Loops over rows [rows, width] whose columns are kept: one lane per column, so that nothing is summed across lanes.
+// Loops over rows whose columns are kept: one lane per column, so that nothing is summed across lanes.
+//
+// Memory is read as it lies, a few rows abreast; the lines of sums and coefficients stay in the first cache.
 #pragma once
 
 #include "norm.hpp"
@@ -8,157 +10,126 @@
 
 namespace {
 
-constexpr int ABREAST = BYTES == 64 ? 4 : 2; // vectors of columns at once: as many as the registers hold
-constexpr i64 TILE = 64;                     // rows that stay in the first cache between two looks
+constexpr int ABREAST = 4;
+constexpr i64 PANEL = 2048; // columns whose lines fit the first cache
 
-// Call f(column, how many vectors, lanes of the last) over a row of `width` columns.
-template <class F> INLINE void across(i64 width, const F &f) {
-    i64 c = 0;
-    for (; c + ABREAST * LANES <= width; c += ABREAST * LANES) f.template block<ABREAST>(c);
-    for (; c + LANES <= width; c += LANES) f.template block<1>(c);
-    if (c < width) f.tail(c, width - c);
-}
+// Rows, wherever they lie, and how much each counts: all 1 (no weights), one number, or one per column.
+template <class T> struct Tile {
+    const T *const *rows;
+    const float *const *where; // of each row, or null
+    bool along;                // do weights differ along a row
+    i64 n, width;
 
-inline i64 tile_rows(i64 width) { return width <= 512 ? TILE : TILE / 4; }
-
-// Two looks at one tile: about its own rounded mean per column, and what that mean missed.
-template <class T> struct ColumnLook {
-    const T *x;
-    i64 width, rows;
-    double n;
-    bool center;
-    double *mean, *m2;
-
-    INLINE void merge(i64 c, int lanes, const float *about, const float *s1, const float *s2) const {
-        const double k = double(rows), inverse = 1.0 / k, share = k / (n + k), cross = n * k / (n + k);
-        for (int j = 0; j < lanes; ++j) {
-            const double missed = double(s1[j]) * inverse, d = double(about[j]) + missed - mean[c + j];
-            mean[c + j] += d * share;
-            m2[c + j] += (double(s2[j]) - double(s1[j]) * missed) + d * d * cross;
-        }
+    // f(column, lanes, whole) over the columns [begin, end)
+    template <class F> static INLINE void across(i64 begin, i64 end, const F &f) {
+        i64 c = begin;
+        for (; c + LANES <= end; c += LANES) f(c, i64(LANES), true);
+        if (c < end) f(c, end - c, false);
     }
-    template <int V> INLINE void block(i64 c) const {
-        vf K[V]{}, a[V]{}, b[V]{};
-        const T *p = x + c;
-        if (center) {
-            for (i64 r = 0; r < rows; ++r, p += width)
-                for (int v = 0; v < V; ++v) K[v] += load(p + v * LANES);
-            for (int v = 0; v < V; ++v) K[v] *= all(1.f / float(rows));
-            p = x + c;
-        }
-        for (i64 r = 0; r < rows; ++r, p += width)
-            for (int v = 0; v < V; ++v) {
-                const vf d = load(p + v * LANES) - K[v];
-                a[v] += d, b[v] += d * d;
-            }
-        finish(c, V * LANES, (const float *)K, (const float *)a, (const float *)b);
-    }
-    INLINE void tail(i64 c, i64 lanes) const {
-        vf K{}, a{}, b{};
-        const T *p = x + c;
-        if (center) {
-            for (i64 r = 0; r < rows; ++r, p += width) K += load(p, lanes);
-            K *= all(1.f / float(rows));
-            p = x + c;
-        }
-        for (i64 r = 0; r < rows; ++r, p += width) {
-            const vf d = load(p, lanes) - K;
+};
+template <class P> INLINE vf get(const P *p, i64 k, bool whole) { return whole ? load(p) : load(p, k); }
+
+// s1 = sum (x - about), s2 = sum (x - about)^2 of each column in float: few rows. Lines are whole vectors long.
+template <int ROWS, class T>
+INLINE void rows_spread(const T *const *rows, i64 begin, i64 end, const float *about, float *s1, float *s2) {
+    Tile<T>::across(begin, end, [&](i64 c, i64 k, bool whole) {
+        const vf K = load(about + c);
+        vf a{}, b{};
+        for (int r = 0; r < ROWS; ++r) {
+            const vf d = get(rows[r] + c, k, whole) - K;
             a += d, b += d * d;
         }
-        finish(c, int(lanes), (const float *)&K, (const float *)&a, (const float *)&b);
-    }
-    INLINE void finish(i64 c, int lanes, const float *about, const float *s1, const float *s2) const {
-        if (center) return merge(c, lanes, about, s1, s2);
-        for (int j = 0; j < lanes; ++j) m2[c + j] += s2[j];
-    }
-};
-
-// Add the moments of rows [begin, end) to those of `n` rows seen before.
+        store(s1 + c, load(s1 + c) + a), store(s2 + c, load(s2 + c) + b);
+    });
+}
 template <class T>
-void column_moments(const T *x, i64 width, i64 begin, i64 end, double n, bool center, double *mean, double *m2) {
-    const i64 tile = tile_rows(width);
-    for (i64 r = begin; r < end; r += tile) {
-        const i64 rows = std::min(tile, end - r);
-        across(width, ColumnLook<T>{x + r * width, width, rows, n, center, mean, m2});
-        n += double(rows);
+INLINE void row_weighed(const T *x, const float *w, bool along, i64 begin, i64 end, const float *about, float *s0,
+                        float *s1, float *s2) {
+    Tile<T>::across(begin, end, [&](i64 c, i64 k, bool whole) {
+        const vf W = along ? get(w + c, k, whole) : all(*w), d = only(W, get(x + c, k, whole) - load(about + c));
+        const vf wd = W * d;
+        store(s0 + c, load(s0 + c) + W), store(s1 + c, load(s1 + c) + wd), store(s2 + c, load(s2 + c) + wd * d);
+    });
+}
+template <class T>
+INLINE void tile_spread(const Tile<T> &tile, const float *about, float *s0, float *s1, float *s2) {
+    for (i64 begin = 0; begin < tile.width; begin += PANEL) {
+        const i64 end = std::min(begin + PANEL, tile.width);
+        i64 r = 0;
+        for (; tile.where && r < tile.n; ++r)
+            row_weighed(tile.rows[r], tile.where[r], tile.along, begin, end, about, s0, s1, s2);
+        for (; r + ABREAST <= tile.n; r += ABREAST) rows_spread<ABREAST>(tile.rows + r, begin, end, about, s1, s2);
+        for (; r < tile.n; ++r) rows_spread<1>(tile.rows + r, begin, end, about, s1, s2);
     }
 }
 
-// y = (x - hi) s + t, a value of each per column, row by row as memory lies: the coefficients stay in the first cache.
-// The last tile first, for it may still be in a cache.
-template <bool STREAM, class T>
-void column_apply(const T *x, T *y, i64 width, i64 begin, i64 end, const float *hi, const float *s, const float *t) {
-    const i64 tile = tile_rows(width);
-    for (i64 last = end; last > begin; last -= std::min(tile, last - begin))
-        for (i64 r = std::max(begin, last - tile); r < last; ++r) {
-            const T *const p = x + r * width;
-            T *const q = y + r * width;
-            i64 c = 0;
-            for (; c + LANES <= width; c += LANES)
-                put<STREAM>(q + c, (load(p + c) - load(hi + c)) * load(s + c) + load(t + c));
-            if (const i64 k = width - c)
-                store(q + c, (load(p + c, k) - load(hi + c, k)) * load(s + c, k) + load(t + c, k), k);
+// y = (x - hi) s + t, or ((x - hi) r + l) s + t: lines of one value per column
+template <bool STREAM, int ROWS, class T>
+INLINE void rows_apply(const T *const *x, T *const *y, i64 width, const float *hi, const float *s, const float *t,
+                       bool weighed) {
+    Tile<T>::across(0, width, [&](i64 c, i64 k, bool whole) {
+        const vf H = load(hi + c), S = load(s + c), O = load(t + c);
+        for (int r = 0; r < ROWS; ++r) {
+            const vf v = get(x[r] + c, k, whole);
+            vf z = (v - H) * S + O;
+            if (weighed) z += v - v; // what is no number becomes NaN
+            if (whole)
+                put<STREAM>(y[r] + c, z);
+            else
+                store(y[r] + c, z, k);
         }
+    });
 }
 
-// Of one tile, what the gradient pulls on: float sums of few rows, then double.
-template <class T> struct ColumnPull {
-    const T *x, *dy;
-    i64 width, rows;
-    const float *hi;
-    double *s1, *s2;
-
-    INLINE void finish(i64 c, int lanes, const float *a, const float *b) const {
-        for (int j = 0; j < lanes; ++j) s1[c + j] += a[j], s2[c + j] += b[j];
-    }
-    template <int V> INLINE void block(i64 c) const {
-        vf H[V], a[V]{}, b[V]{};
-        for (int v = 0; v < V; ++v) H[v] = load(hi + c + v * LANES);
-        const T *p = x + c, *q = dy + c;
-        for (i64 r = 0; r < rows; ++r, p += width, q += width)
-            for (int v = 0; v < V; ++v) {
-                const vf d = load(q + v * LANES);
-                a[v] += d, b[v] += d * (load(p + v * LANES) - H[v]);
-            }
-        finish(c, V * LANES, (const float *)a, (const float *)b);
-    }
-    INLINE void tail(i64 c, i64 k) const {
-        const vf H = load(hi + c, k);
+// s1 += sum dy, s2 += sum dy (x - hi), per column in float
+template <int ROWS, class T>
+INLINE void rows_pull(const T *const *x, const T *const *dy, i64 begin, i64 end, const float *hi, bool weighed,
+                      float *s1, float *s2) {
+    Tile<T>::across(begin, end, [&](i64 c, i64 k, bool whole) {
+        const vf H = load(hi + c);
         vf a{}, b{};
-        for (i64 r = 0; r < rows; ++r) {
-            const vf d = load(dy + c + r * width, k);
-            a += d, b += d * (load(x + c + r * width, k) - H);
+        for (int r = 0; r < ROWS; ++r) {
+            vf v = get(x[r] + c, k, whole), d = get(dy[r] + c, k, whole);
+            if (weighed) d = (vf)((vi)d & (vi)((v - v) == 0.f)), v = finite(v);
+            a += d, b += d * (v - H);
         }
-        finish(c, int(k), (const float *)&a, (const float *)&b);
-    }
-};
-
-// s1 += sum dy, s2 += sum dy (x - hi), per column
+        store(s1 + c, load(s1 + c) + a), store(s2 + c, load(s2 + c) + b);
+    });
+}
 template <class T>
-void column_pull(const T *x, const T *dy, i64 width, i64 begin, i64 end, const float *hi, double *s1, double *s2) {
-    const i64 tile = tile_rows(width);
-    for (i64 r = begin; r < end; r += tile)
-        across(width, ColumnPull<T>{x + r * width, dy + r * width, width, std::min(tile, end - r), hi, s1, s2});
+INLINE void tile_pull(const Tile<T> &tile, const T *const *dy, const float *hi, float *s1, float *s2) {
+    const bool weighed = tile.where;
+    for (i64 begin = 0; begin < tile.width; begin += PANEL) {
+        const i64 end = std::min(begin + PANEL, tile.width);
+        i64 r = 0;
+        for (; r + ABREAST <= tile.n; r += ABREAST)
+            rows_pull<ABREAST>(tile.rows + r, dy + r, begin, end, hi, weighed, s1, s2);
+        for (; r < tile.n; ++r) rows_pull<1>(tile.rows + r, dy + r, begin, end, hi, weighed, s1, s2);
+    }
 }
 
-// dx = dy P + (x - hi) Q + R, a value of each per column, as column_apply goes
-template <bool STREAM, class T>
-void column_descend(const T *x, const T *dy, T *dx, i64 width, i64 begin, i64 end, const float *hi, const float *p,
-                    const float *q, const float *r) {
-    const i64 tile = tile_rows(width);
-    for (i64 last = end; last > begin; last -= std::min(tile, last - begin))
-        for (i64 row = std::max(begin, last - tile); row < last; ++row) {
-            const i64 o = row * width;
-            i64 c = 0;
-            for (; c + LANES <= width; c += LANES) {
-                const vf u = load(x + o + c) - load(hi + c);
-                put<STREAM>(dx + o + c, load(dy + o + c) * load(p + c) + (u * load(q + c) + load(r + c)));
-            }
-            if (const i64 k = width - c) {
-                const vf u = load(x + o + c, k) - load(hi + c, k);
-                store(dx + o + c, load(dy + o + c, k) * load(p + c, k) + (u * load(q + c, k) + load(r + c, k)), k);
-            }
+// dx = dy p + m ((x - hi) q + r): lines of one value per column
+template <bool STREAM, int ROWS, class T>
+INLINE void rows_slope(const Tile<T> &tile, i64 row, const T *const *dy, T *const *dx, const float *hi, const float *p,
+                       const float *q, const float *r) {
+    Tile<T>::across(0, tile.width, [&](i64 c, i64 k, bool whole) {
+        const vf H = load(hi + c), P = load(p + c), Q = load(q + c), R = load(r + c);
+        for (int i = 0; i < ROWS; ++i) {
+            const vf v = get(tile.rows[row + i] + c, k, whole), d = get(dy[i] + c, k, whole);
+            vf down = (v - H) * Q + R;
+            if (tile.where) {
+                const float *const w = tile.where[row + i];
+                const vf M = tile.along ? get(w + c, k, whole) : all(*w);
+                down = d * P + M * (only(M, v - H) * Q + R);
+                down = (vf)((vi)down & (vi)((v - v) == 0.f));
+            } else
+                down = d * P + down;
+            if (whole)
+                put<STREAM>(dx[i] + c, down);
+            else
+                store(dx[i] + c, down, k);
         }
+    });
 }
 
 } // namespace

@@ -1,79 +1,54 @@
 // What Python calls: the kernels of this machine's instruction set, and the guarded update of running statistics.
 //
-// The update:
-//
-//     b  <-  (1 - k) b + k x        x: this batch's mean or unbiased variance
-//
-// k is the momentum, or 1/t at the t-th update (NaN asks for this: it makes b the plain average of all batches).
-// One non-finite moment and nothing moves but the count of skipped batches: a NaN that enters a running buffer
-// never leaves it.
-//
 // Arrays arrive as addresses, not as tensors, so that this file needs no torch, and one build serves every version.
 
+#include "norm.hpp"
+#include "running.hpp"
+#include "team.hpp"
+#include "way.hpp"
+
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <limits>
+#include <cstdlib>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "norm.hpp"
-
-#include <cstdlib>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 namespace nb = nanobind;
 using Address = std::uintptr_t;
-
-struct Moments {
-    const double *mean, *m2; // [groups]
-    double count;            // elements behind each mean
-    std::int64_t groups;
-};
 
 template <typename T> static T *at(Address address, const char *name) {
     if (address == 0) throw std::invalid_argument(std::string(name) + " is a null pointer");
     return reinterpret_cast<T *>(address);
 }
 
-// Will every new value be finite in a buffer of T? (A finite double may be an infinite float.)
-template <typename T> static bool fits(const Moments &m, double freedom) {
-    const double most = double(std::numeric_limits<T>::max());
-    for (std::int64_t g = 0; g < m.groups; ++g)
-        if (!(std::fabs(m.mean[g]) <= most && std::fabs(m.m2[g] / freedom) <= most)) return false;
-    return true;
-}
-
-template <typename T> static bool blend(T *mean, T *var, std::int64_t *steps, const Moments &m, double momentum) {
-    const double freedom = std::max(m.count - 1.0, 1.0);
-    if (!fits<T>(m, freedom)) return false;
-    ++*steps;
-    const double k = std::isnan(momentum) ? 1.0 / double(*steps) : momentum;
-    for (std::int64_t g = 0; g < m.groups; ++g) {
-        // In double, rounded once on store: at k = 0.001 the float32 sum loses the step's last bits every batch.
-        mean[g] = static_cast<T>((1.0 - k) * double(mean[g]) + k * m.mean[g]);
-        var[g] = static_cast<T>((1.0 - k) * double(var[g]) + k * (m.m2[g] / freedom));
-    }
-    return true;
-}
-
 static bool update_running(Address mean, Address var, Address tracked, Address skipped, Address m_mean, Address m_m2,
-                           double count, std::int64_t groups, double momentum, bool float64_buffers) {
-    if (groups < 0 || !(count >= 0.0))
-        throw std::invalid_argument("update_running needs groups >= 0 and count >= 0; got groups=" +
-                                    std::to_string(groups) + ", count=" + std::to_string(count));
+                           Address m_count, double count, std::int64_t groups, double momentum, int dtype) {
+    if (groups < 0 || !(count >= 0.0) || dtype < 0 || dtype > 3)
+        throw std::invalid_argument("update_running needs groups >= 0, count >= 0 and dtype 0 to 3; got groups=" +
+                                    std::to_string(groups) + ", count=" + std::to_string(count) +
+                                    ", dtype=" + std::to_string(dtype));
     // Every address is checked before anything is written: an error leaves all state as it was.
-    const Moments m{at<double>(m_mean, "m_mean"), at<double>(m_m2, "m_m2"), count, groups};
+    const Seen seen{at<const double>(m_mean, "m_mean"), at<const double>(m_m2, "m_m2"),
+                    reinterpret_cast<const double *>(m_count), count, groups};
     auto *const steps = at<std::int64_t>(tracked, "tracked");
     auto *const skips = at<std::int64_t>(skipped, "skipped");
-    void *const mean_buffer = at<void>(mean, "mean");
-    void *const var_buffer = at<void>(var, "var");
-    const bool moved = float64_buffers ? blend(static_cast<double *>(mean_buffer), static_cast<double *>(var_buffer),
-                                               steps, m, momentum)
-                                       : blend(static_cast<float *>(mean_buffer), static_cast<float *>(var_buffer),
-                                               steps, m, momentum);
+    void *const means = at<void>(mean, "mean"), *const vars = at<void>(var, "var");
+    const auto go = [&](auto kind) {
+        using T = decltype(kind);
+        return blend(static_cast<T *>(means), static_cast<T *>(vars), steps, seen, momentum);
+    };
+    const bool moved = dtype == 0 ? go(float{}) : dtype == 1 ? go(Brain{}) : dtype == 2 ? go(Half{}) : go(double{});
     if (!moved) ++*skips;
     return moved;
 }
@@ -111,33 +86,89 @@ static const Kernels &kernels() {
     return chosen;
 }
 
-enum Flags { HALF = 1, GAIN = 2, CENTER = 4, FIXED = 8, STREAM = 16 };
+// One layout, one kind of element, one way to trust: everything about a call except its arrays.
+struct Task {
+    Call call;
+    int dtype; // 0 float, 1 bfloat16, 2 float16
+};
 
-static Call call_of(const Layout &at, double eps, int flags, int threads) {
-    return {at, eps, (flags & GAIN) != 0, (flags & CENTER) != 0, (flags & FIXED) != 0, (flags & STREAM) != 0, threads};
+enum Flags { GAIN = 1, CENTER = 2, STREAM = 4, FIXED = 8, PULLED = 16, WIDE = 32 };
+
+using Ints = std::vector<std::int64_t>;
+
+static Layout layout_of(const Ints &sizes, const Ints &gain, const Ints &where, std::int64_t labels) {
+    if (sizes.size() != 6 || gain.size() != 5 || where.size() != 6 || *std::min_element(sizes.begin(), sizes.end()) < 1 ||
+        *std::min_element(gain.begin(), gain.end()) < 0 || *std::min_element(where.begin(), where.end()) < 0 ||
+        gain[4] > 1 || labels < 0 || (labels > 0 && sizes[0] != 1))
+        throw std::invalid_argument("a layout is 6 extents of at least 1 (A = 1 where labelled), 5 gain strides and 6 "
+                                    "weight strides of at least 0, that of S at most 1");
+    return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], gain[0],  gain[1],  gain[2],
+            gain[3],  gain[4],  where[0], where[1], where[2], where[3], where[4], where[5], labels};
+}
+
+static std::optional<Task> task(const Ints &sizes, const Ints &gain, const Ints &where, std::int64_t labels, double eps, int dtype,
+                 int flags, double r_max, double d_max) {
+    if (dtype < 0 || dtype > 2) throw std::invalid_argument("dtype is 0 (float), 1 (bfloat16) or 2 (float16)");
+    Call call{};
+    call.at = layout_of(sizes, gain, where, labels);
+    call.eps = eps;
+    call.gain = flags & GAIN, call.center = flags & CENTER, call.stream = flags & STREAM, call.wide = flags & WIDE;
+    call.trust = flags & FIXED ? Trust::fixed : flags & PULLED ? Trust::pulled : Trust::through;
+    call.r_max = r_max, call.d_max = d_max;
+    if (!walkable(call)) return std::nullopt;
+    return Task{call, dtype};
 }
 
 template <class T> static T *maybe(Address address) { return reinterpret_cast<T *>(address); }
 
-static void forward(const Layout &at, Address x, Address weight, Address bias, Address y, Address stats, Address mean,
-                    Address m2, double eps, int flags, int threads) {
-    const auto f = flags & HALF ? kernels().forward16 : kernels().forward32;
-    f(call_of(at, eps, flags, threads), maybe<const void>(x), maybe<const float>(weight), maybe<const float>(bias),
-      maybe<void>(y), maybe<Stat>(stats), maybe<double>(mean), maybe<double>(m2));
+static Call with(const Task &task, Address where, Address label, Address mean, Address var, int threads) {
+    Call call = task.call;
+    call.where = maybe<const float>(where), call.label = maybe<const std::int64_t>(label);
+    call.mean = maybe<const void>(mean), call.var = maybe<const void>(var);
+    call.threads = std::max(threads, 1);
+    const Layout &l = call.at;
+    if ((l.labels > 0) != (label != 0)) throw std::invalid_argument("labels are given exactly where the layout has them");
+    for (std::int64_t b = 0; call.label && b < l.B; ++b)
+        if (call.label[b] < 0 || call.label[b] >= l.labels) // before anything is written
+            throw std::out_of_range("label " + std::to_string(call.label[b]) + " is not one of 0 to " +
+                                    std::to_string(l.labels - 1));
+    return call;
 }
 
-static void backward(const Layout &at, Address x, Address dy, Address weight, Address stats, Address dx,
-                     Address dweight, Address dbias, int flags, int threads) {
-    const auto f = flags & HALF ? kernels().backward16 : kernels().backward32;
-    f(call_of(at, 0.0, flags, threads), maybe<const void>(x), maybe<const void>(dy), maybe<const float>(weight),
-      maybe<const Stat>(stats), maybe<void>(dx), maybe<float>(dweight), maybe<float>(dbias));
+static void forward(const Task &task, Address x, Address weight, Address bias, Address y, Address stats, Address sums,
+                    Address mean, Address var, int threads, Address where, Address label, Address other, Address sum) {
+    const Call call = with(task, where, label, mean, var, threads);
+    const std::int64_t groups = call.at.groups();
+    std::vector<Stat> own(stats ? 0 : std::size_t(groups), Stat{});
+    double *const told = maybe<double>(sums);
+    kernels().forward[task.dtype](
+        call, {maybe<const void>(x), maybe<const void>(other), maybe<const float>(weight), maybe<const float>(bias),
+               maybe<void>(sum), maybe<void>(y), stats ? maybe<Stat>(stats) : own.data(), told,
+               told ? told + groups : nullptr, told ? told + 2 * groups : nullptr});
 }
 
-static Layout layout(std::int64_t A, std::int64_t B, std::int64_t C, std::int64_t P, std::int64_t S, std::int64_t ga,
-                     std::int64_t gc, std::int64_t gp, std::int64_t gs) {
-    if (std::min({A, B, C, P, S}) < 1 || std::min({ga, gc, gp, gs}) < 0 || gs > 1)
-        throw std::invalid_argument("extents are at least 1, gain strides at least 0, and that of S at most 1");
-    return {A, B, C, P, S, ga, gc, gp, gs};
+static void backward(const Task &task, Address x, Address dy, Address weight, Address stats, Address dx,
+                     Address dweight, Address dbias, int threads, Address where, Address label, Address dsum) {
+    kernels().backward[task.dtype](with(task, where, label, 0, 0, threads),
+                                   {maybe<const void>(x), maybe<const void>(dy), maybe<const void>(dsum),
+                                    maybe<const float>(weight), maybe<const Stat>(stats), maybe<void>(dx),
+                                    maybe<float>(dweight), maybe<float>(dbias)});
+}
+
+// The fastest copy this machine makes: what a kernel that reads once and writes once can at best reach.
+static void copy_limit(Address to, Address from, std::int64_t bytes, int threads) {
+    team(std::max(threads, 1), [&](int t, int of) {
+        const Part mine = part(bytes / 64, t, of);
+        char *const out = maybe<char>(to) + mine.begin * 64;
+        const char *const in = maybe<const char>(from) + mine.begin * 64;
+#if defined(__x86_64__)
+        for (std::int64_t i = 0; i < (mine.end - mine.begin) * 64; i += 16)
+            _mm_stream_si128((__m128i *)(out + i), _mm_loadu_si128((const __m128i *)(in + i)));
+        _mm_sfence();
+#else
+        std::copy(in, in + (mine.end - mine.begin) * 64, out);
+#endif
+    });
 }
 
 static nb::dict build_info() {
@@ -158,23 +189,20 @@ static nb::dict build_info() {
 
 NB_MODULE(_native, m) {
     using namespace nb::literals;
-    nb::set_leak_warnings(false); // layouts live in caches to the end of the process
+    nb::set_leak_warnings(false); // tasks live in caches to the end of the process
     using Free = nb::call_guard<nb::gil_scoped_release>;
-    nb::class_<Layout>(m, "Layout", "Extents in memory order, and the strides of the gain; see norm.hpp.")
-        .def_ro("A", &Layout::A)
-        .def_ro("B", &Layout::B)
-        .def_ro("C", &Layout::C)
-        .def_ro("P", &Layout::P)
-        .def_ro("S", &Layout::S)
-        .def_prop_ro("groups", &Layout::groups)
-        .def_prop_ro("gains", &Layout::gains);
-    m.def("layout", &layout);
-    m.def("forward", &forward, Free(), "y and the statistics of x; arguments are addresses, 0 for what is absent.");
-    m.def("backward", &backward, Free(), "dx and the gradient of the gain.");
+    nb::class_<Task>(m, "Task", "Everything about a call except its arrays, which are addresses; 0 for what is absent.")
+        .def_prop_ro("groups", [](const Task &t) { return t.call.at.groups(); })
+        .def("forward", &forward, Free(),
+             "y and the statistics of x: (x, weight, bias, y, stats, sums, mean, var, threads, where, label, other, sum)")
+        .def("backward", &backward, Free(),
+             "dx and the gradient of the gain: (x, dy, weight, stats, dx, dweight, dbias, threads, where, label, dsum)");
+    m.def("task", &task, "sizes"_a, "gain"_a, "where"_a, "labels"_a, "eps"_a, "dtype"_a, "flags"_a, "r_max"_a, "d_max"_a);
     m.def("update_running", &update_running, "mean"_a, "var"_a, "tracked"_a, "skipped"_a, "m_mean"_a, "m_m2"_a,
-          "count"_a, "groups"_a, "momentum"_a, "float64_buffers"_a,
+          "m_count"_a, "count"_a, "groups"_a, "momentum"_a, "dtype"_a,
           "Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite.\n\n"
-          "Arguments before `count` are addresses. mean, var: float32 (float64 if float64_buffers) [groups];\n"
+          "Arguments before `count` are addresses. mean, var [groups], dtype 0 float, 1 bfloat16, 2 float16, 3 double;\n"
           "tracked, skipped: int64; m_mean, m_m2: float64 [groups]. momentum=NaN: cumulative average.");
+    m.def("copy_limit", &copy_limit, Free(), "Copy `bytes` from one address to another, both multiples of 64, past the cache.");
     m.def("build_info", &build_info, "Which compiler built this, and for which version of homeostat.");
 }

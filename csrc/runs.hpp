@@ -4,6 +4,7 @@
 #include "norm.hpp"
 #include "simd.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 namespace {
@@ -21,79 +22,138 @@ struct Moments {
     INLINE void add(const Moments &m) {
         if (m.n > 0) add(m.n, m.mean, m.m2);
     }
-    INLINE Stat stat(const Call &call) const {
-        const double var = m2 / n, r = 1.0 / std::sqrt(var + call.eps) + 0.0 * var; // overflow makes NaN, not 0
-        const float hi = call.center ? float(mean) : 0.f;
-        return {hi, call.center ? float(mean - hi) : 0.f, float(r)};
-    }
 };
 
 constexpr i64 CHUNK = 4096; // elements that surely stay in the first cache between two looks
 constexpr i64 BLOCK = 512;  // elements summed in float before the sum goes to double: 4096 cost half the digits
+constexpr i64 GLANCE = 64;  // elements whose mean is a first guess
+
+// What is known about a group while its pieces are looked at: sums about a guess of the mean.
+//
+// One look is enough where the guess is within 8 spreads of a piece's mean; the sums then lose 6 bits of float's 24 to
+// the difference, at the size of the spread. Else the piece is looked at again, about its own mean.
+struct Look {
+    Moments before; // pieces seen about other guesses
+    double n = 0, s1 = 0, s2 = 0;
+    float about = 0;
+    bool guessed = false;
+
+    static INLINE bool missed(double n, double s1, double s2) { return s1 * s1 * 65 > n * s2 * 64; }
+    void move(double by) {
+        flush();
+        about = float(double(about) + by);
+    }
+    void flush() {
+        if (n > 0) before.add(n, double(about) + s1 / n, s2 - s1 * (s1 / n));
+        n = s1 = s2 = 0;
+    }
+    Moments moments(bool center) {
+        if (!center) return {n, 0, s2};
+        flush();
+        return before;
+    }
+};
 
 template <class T> INLINE float run_sum(const T *x, i64 n) {
-    vf a{}, b{}, c{}, d{};
+    vf a{};
     i64 i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        a += load(x + i);
-        b += load(x + i + LANES);
-        c += load(x + i + 2 * LANES);
-        d += load(x + i + 3 * LANES);
-    }
     for (; i + LANES <= n; i += LANES) a += load(x + i);
-    if (i < n) b += load(x + i, n - i);
-    return sum((a + b) + (c + d));
+    if (i < n) a += load(x + i, n - i);
+    return sum(a);
 }
 
 // s1 = sum (x - m), s2 = sum (x - m)^2
-template <class T> INLINE void run_spread(const T *x, i64 n, float m, float &s1, float &s2) {
+template <class T> INLINE void run_spread(const T *x, i64 n, float m, double &s1, double &s2) {
     const vf M = all(m);
-    vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
-    i64 i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        const vf u = load(x + i) - M, v = load(x + i + LANES) - M;
-        const vf w = load(x + i + 2 * LANES) - M, z = load(x + i + 3 * LANES) - M;
-        a += u, b += v, c += w, d += z;
-        e += u * u, f += v * v, g += w * w, h += z * z;
-    }
-    for (; i + LANES <= n; i += LANES) {
-        const vf u = load(x + i) - M;
-        a += u, e += u * u;
-    }
-    if (i < n) {
-        const vf u = keep(load(x + i, n - i) - M, n - i);
-        b += u, f += u * u;
-    }
-    s1 = sum((a + b) + (c + d));
-    s2 = sum((e + f) + (g + h));
-}
-
-// Two looks at each chunk while it is in the first cache: about its own rounded mean, and what that mean missed.
-template <class T> INLINE void run_moments(const T *x, i64 n, bool center, Moments &m) {
-    for (i64 i = 0; i < n; i += CHUNK) {
-        const i64 k = n - i < CHUNK ? n - i : CHUNK;
-        const float about = center ? run_sum(x + i, k) / float(k) : 0.f;
-        double s1 = 0, s2 = 0;
-        for (i64 j = 0; j < k; j += BLOCK) {
-            float a, b;
-            run_spread(x + i + j, k - j < BLOCK ? k - j : BLOCK, about, a, b);
-            s1 += a, s2 += b;
+    for (i64 begin = 0; begin < n; begin += BLOCK) {
+        const i64 end = std::min(begin + BLOCK, n);
+        vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
+        i64 i = begin;
+        for (; i + 4 * LANES <= end; i += 4 * LANES) {
+            const vf u = load(x + i) - M, v = load(x + i + LANES) - M;
+            const vf w = load(x + i + 2 * LANES) - M, z = load(x + i + 3 * LANES) - M;
+            a += u, b += v, c += w, d += z;
+            e += u * u, f += v * v, g += w * w, h += z * z;
         }
-        const double missed = s1 / double(k);
-        if (center)
-            m.add(double(k), double(about) + missed, s2 - s1 * missed);
-        else
-            m.n += double(k), m.m2 += s2;
+        for (; i + LANES <= end; i += LANES) {
+            const vf u = load(x + i) - M;
+            a += u, e += u * u;
+        }
+        if (i < end) {
+            const vf u = keep(load(x + i, end - i) - M, end - i);
+            b += u, f += u * u;
+        }
+        s1 += sum((a + b) + (c + d));
+        s2 += sum((e + f) + (g + h));
     }
 }
 
-// y = ((x - hi) s + t) for a whole run
-template <bool STREAM, class T> INLINE void run_apply(const T *x, T *y, i64 n, float hi, float s, float t) {
+// The same of what counts: k = sum w, s1 = sum w (x - m), s2 = sum w (x - m)^2
+template <class T>
+INLINE void run_weighed(const T *x, const float *w, i64 n, float m, double &k, double &s1, double &s2) {
+    const vf M = all(m);
+    for (i64 begin = 0; begin < n; begin += BLOCK) {
+        const i64 end = std::min(begin + BLOCK, n);
+        vf a{}, b{}, c{};
+        for (i64 i = begin; i < end; i += LANES) {
+            const i64 left = std::min<i64>(end - i, LANES);
+            const vf W = left == LANES ? load(w + i) : load(w + i, left);
+            const vf u = only(W, (left == LANES ? load(x + i) : load(x + i, left)) - M), wu = W * u;
+            a += W, b += wu, c += wu * u;
+        }
+        k += sum(a), s1 += sum(b), s2 += sum(c);
+    }
+}
+
+// Add n elements of weight `each`, or of the weights w.
+template <class T> void run_look(const T *x, i64 n, bool center, const float *w, float each, Look &look) {
+    if (!w && each == 0.f) return;
+    if (center && !look.guessed && !w) {
+        const i64 k = std::min(n, GLANCE);
+        look.about = run_sum(x, k) / float(k);
+        look.guessed = true;
+    }
+    for (i64 i = 0; i < n; i += CHUNK) {
+        const i64 part = std::min(n - i, CHUNK);
+        for (int again = 0;; ++again) {
+            double k = 0, s1 = 0, s2 = 0;
+            if (w)
+                run_weighed(x + i, w + i, part, look.about, k, s1, s2);
+            else
+                run_spread(x + i, part, look.about, s1, s2), k = double(part);
+            if (center && !again && Look::missed(k, s1, s2)) {
+                look.move(s1 / k);
+                continue;
+            }
+            if (!w && each != 1.f) k *= each, s1 *= each, s2 *= each;
+            look.n += k, look.s1 += s1, look.s2 += s2;
+            break;
+        }
+    }
+}
+
+// s = x + other, and on from there
+template <class T> INLINE void run_add(const T *x, const T *other, T *s, i64 n) {
+    i64 i = 0;
+    for (; i + LANES <= n; i += LANES) store(s + i, load(x + i) + load(other + i));
+    if (i < n) store(s + i, load(x + i, n - i) + load(other + i, n - i), n - i);
+}
+
+// y = (x - hi) s + t for a whole run; what is no number and was not measured becomes NaN
+template <bool STREAM, class T>
+INLINE void run_apply(const T *x, T *y, i64 n, float hi, float s, float t, bool weighed) {
     const vf H = all(hi), S = all(s), B = all(t);
     i64 i = 0;
+    if (weighed) {
+        for (; i < n; i += LANES) {
+            const i64 k = std::min<i64>(n - i, LANES);
+            const vf v = load(x + i, k);
+            store(y + i, ((v - H) * S + B) + (v - v), k);
+        }
+        return;
+    }
     if (STREAM) {
-        i = until_aligned(y);
-        if (i > n) i = n;
+        i = std::min(until_aligned(y), n);
         if (i) store(y, (load(x, i) - H) * S + B, i);
     }
     for (; i + 4 * LANES <= n; i += 4 * LANES)
@@ -102,41 +162,42 @@ template <bool STREAM, class T> INLINE void run_apply(const T *x, T *y, i64 n, f
     if (i < n) store(y + i, (load(x + i, n - i) - H) * S + B, n - i);
 }
 
-// y = ((x - hi) r + l) w + b, with w and b along the run
-template <bool STREAM, class T>
-INLINE void row_apply(const T *x, T *y, i64 n, const Stat &q, const float *w, const float *b) {
-    const vf H = all(q.hi), R = all(q.r), L = all(-q.lo * q.r);
-    const auto value = [&](i64 i) {
-        vf z = ((load(x + i) - H) * R + L) * load(w + i);
-        return b ? z + load(b + i) : z;
+// y = ((x - hi) rate + t) w + b, with w and b along the run; either may be null
+template <bool STREAM, bool BIAS, class T>
+INLINE void row_apply(const T *x, T *y, i64 n, const Stat &q, const float *w, const float *b, bool weighed) {
+    const vf H = all(q.hi), R = all(q.rate), L = all(-q.shift * q.rate);
+    const auto value = [&](vf v, vf g, vf o) {
+        const vf z = ((v - H) * R + L) * g;
+        return BIAS ? z + o : z;
     };
     const auto some = [&](i64 i, i64 k) {
-        vf z = ((load(x + i, k) - H) * R + L) * load(w + i, k);
-        store(y + i, b ? z + load(b + i, k) : z, k);
+        const vf v = load(x + i, k), z = value(v, w ? load(w + i, k) : all(1.f), BIAS ? load(b + i, k) : vf{});
+        store(y + i, weighed ? z + (v - v) : z, k);
     };
     i64 i = 0;
+    if (weighed || !w) {
+        for (; i < n; i += LANES) some(i, std::min<i64>(n - i, LANES));
+        return;
+    }
+    const auto whole = [&](i64 at) { put<STREAM>(y + at, value(load(x + at), load(w + at), BIAS ? load(b + at) : vf{})); };
     if (STREAM) {
-        i = until_aligned(y);
-        if (i > n) i = n;
+        i = std::min(until_aligned(y), n);
         if (i) some(0, i);
     }
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        put<STREAM>(y + i, value(i));
-        put<STREAM>(y + i + LANES, value(i + LANES));
-    }
-    for (; i + LANES <= n; i += LANES) put<STREAM>(y + i, value(i));
+    for (; i + 2 * LANES <= n; i += 2 * LANES) whole(i), whole(i + LANES);
+    for (; i + LANES <= n; i += LANES) whole(i);
     if (i < n) some(i, n - i);
 }
 
-// s1 = sum dy w, s2 = sum dy w (x - hi); w may be null
+// s1 += sum dy w, s2 += sum dy w (x - hi); w may be null. Where `weighed`, what is no number counts as 0.
 template <class T>
-INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, float hi, double &s1, double &s2) {
+INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, float hi, bool weighed, double &s1, double &s2) {
     const vf H = all(hi);
     for (i64 begin = 0; begin < n; begin += BLOCK) {
-        const i64 end = begin + BLOCK < n ? begin + BLOCK : n;
+        const i64 end = std::min(begin + BLOCK, n);
         vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
         i64 i = begin;
-        for (; i + 4 * LANES <= end; i += 4 * LANES) {
+        for (; !weighed && i + 4 * LANES <= end; i += 4 * LANES) {
             vf p = load(dy + i), q = load(dy + i + LANES), r = load(dy + i + 2 * LANES), s = load(dy + i + 3 * LANES);
             if (w) {
                 p *= load(w + i), q *= load(w + i + LANES);
@@ -147,24 +208,34 @@ INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, float hi, d
             g += r * (load(x + i + 2 * LANES) - H), h += s * (load(x + i + 3 * LANES) - H);
         }
         for (; i < end; i += LANES) {
-            const i64 k = end - i < LANES ? end - i : LANES;
-            vf p = load(dy + i, k);
+            const i64 k = std::min<i64>(end - i, LANES);
+            vf p = load(dy + i, k), v = load(x + i, k);
             if (w) p *= load(w + i, k);
-            a += p, e += p * (load(x + i, k) - H);
+            if (weighed) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
+            a += p, e += p * (v - H);
         }
         s1 += sum((a + b) + (c + d));
         s2 += sum((e + f) + (g + h));
     }
 }
 
-// dx = dy P + (x - hi) Q + R for a whole run
+// dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1
 template <bool STREAM, class T>
-INLINE void run_descend(const T *x, const T *dy, T *dx, i64 n, float hi, float p, float q, float r) {
+INLINE void run_descend(const T *x, const T *dy, T *dx, i64 n, float hi, float p, float q, float r, bool weighed,
+                        const float *m, float each) {
     const vf H = all(hi), P = all(p), Q = all(q), R = all(r);
     i64 i = 0;
+    if (weighed) {
+        for (; i < n; i += LANES) {
+            const i64 k = std::min<i64>(n - i, LANES);
+            const vf v = load(x + i, k), M = m ? load(m + i, k) : all(each);
+            const vf down = load(dy + i, k) * P + M * (only(M, v - H) * Q + R);
+            store(dx + i, (vf)((vi)down & (vi)((v - v) == 0.f)), k);
+        }
+        return;
+    }
     if (STREAM) {
-        i = until_aligned(dx);
-        if (i > n) i = n;
+        i = std::min(until_aligned(dx), n);
         if (i) store(dx, load(dy, i) * P + ((load(x, i) - H) * Q + R), i);
     }
     for (; i + 2 * LANES <= n; i += 2 * LANES)

@@ -1,4 +1,4 @@
-// What the three ways through memory have in common: how the work is divided, and what is told about a group.
+// What the three ways through memory have in common: statistics from moments, and how the work is divided.
 #pragma once
 
 #include "norm.hpp"
@@ -13,16 +13,52 @@ using std::vector;
 
 constexpr i64 SERIAL = 16384; // elements below which waking a second thread costs more than it saves
 
-int threads_for(const Call &call) {
-    const Layout &l = call.at;
-    return l.groups() * l.pool() < SERIAL ? 1 : call.threads;
-}
-
-void tell(const Moments &m, i64 g, double *mean, double *m2) {
-    if (mean) mean[g] = m.mean, m2[g] = m.m2;
-}
+int threads_for(const Call &call) { return call.at.elements() < SERIAL ? 1 : call.threads; }
 
 // Is a group to be cut in pieces, for want of groups?
 bool cut(i64 groups, int threads) { return threads > 1 && groups < 2 * threads && groups % threads != 0; }
+
+double given(const Call &call, const void *of, i64 g) {
+    return call.wide ? static_cast<const double *>(of)[g] : double(static_cast<const float *>(of)[g]);
+}
+
+double within(double least, double x, double most) { return x < least ? least : x > most ? most : x; }
+
+Stat stat(const Call &call, double mean, double var, double share) {
+    const double r = 1.0 / std::sqrt(var + call.eps) + 0.0 * var; // overflow makes NaN, not 0
+    const float hi = call.center ? float(mean) : 0.f, lo = call.center ? float(mean - hi) : 0.f;
+    return {hi, lo, float(r), lo, float(r), float(share)};
+}
+
+// Constants that a source remembers.
+Stat constant(const Call &call, i64 g) { return stat(call, given(call, call.mean, g), given(call, call.var, g), 0); }
+
+// What was measured, told and made a statistic; of a group nobody was measured in, the identity.
+//
+// Pulled: z = xhat ratio + off, which brings the batch's statistics to those remembered, as far as the bounds let it.
+Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g) {
+    if (f.mean) f.mean[g] = m.mean, f.m2[g] = m.m2;
+    if (f.count) f.count[g] = m.n;
+    if (!(m.n > 0)) return {0.f, 0.f, 1.f, 0.f, 1.f, 0.f};
+    Stat s = stat(call, m.mean, m.m2 / m.n, 1.0 / m.n);
+    if (call.trust == Trust::pulled) {
+        const double own = std::sqrt(m.m2 / m.n + call.eps), sigma = std::sqrt(given(call, call.var, g) + call.eps);
+        const double ratio = within(1.0 / call.r_max, own / sigma, call.r_max);
+        const double off = within(-call.d_max, (m.mean - given(call, call.mean, g)) / sigma, call.d_max);
+        s.rate = float(ratio / own);
+        s.shift = call.center ? float((m.mean - double(s.hi)) - off * own / ratio) : 0.f;
+    }
+    return s;
+}
+
+// dx = dy (gain rate) + m ((x - hi) q + r), from the group's means of gain dy and gain dy xhat
+struct Slope {
+    float hi, rate, q, r;
+};
+Slope slope(const Call &call, const Stat &s, double sum, double sum_xhat) {
+    const double c1 = call.center ? sum * s.share : 0, c2 = sum_xhat * s.share;
+    const double rate = s.rate, q = -rate * double(s.r) * c2;
+    return {s.hi, s.rate, float(q), float(-rate * c1 - q * s.lo)};
+}
 
 } // namespace

@@ -17,6 +17,9 @@ using i64 = std::int64_t;
 struct bf16 {
     std::uint16_t bits;
 };
+struct f16 {
+    std::uint16_t bits;
+};
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -64,11 +67,63 @@ INLINE vh halve(vu u) { // the lower halves of values below 2^16
 
 INLINE vh narrow(vf f) {
     const vu u = (vu)f;
-    vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
+    const vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
+#if defined(__AVX512F__)
+    return halve((vu)_mm512_mask_mov_epi32((__m512i)r, _mm512_cmp_ps_mask((__m512)f, (__m512)f, _CMP_UNORD_Q),
+                                           _mm512_set1_epi32(0x7fc0)));
+#else
     const vu nan = (vu)(f != f);
-    r = (r & ~nan) | (nan & 0x7fc0u);
-    return halve(r);
+    return halve((r & ~nan) | (nan & 0x7fc0u));
+#endif
 }
+
+// ---- float16 by the machine's own conversion where it has one
+
+#if defined(__AVX512F__)
+INLINE vf widen16(vh h) { return (vf)_mm512_cvtph_ps((__m256i)h); }
+INLINE vh narrow16(vf f) { return (vh)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__F16C__)
+INLINE vf widen16(vh h) { return (vf)_mm256_cvtph_ps((__m128i)h); }
+INLINE vh narrow16(vf f) { return (vh)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT); }
+#else
+INLINE vf widen16(vh h) { // lane by lane: exponent and mantissa moved up, then scaled into place, exactly
+    vf f;
+    for (int i = 0; i < LANES; ++i) {
+        const std::uint32_t magnitude = h[i] & 0x7fffu, sign = std::uint32_t(h[i] & 0x8000u) << 16;
+        std::uint32_t u = magnitude << 13;
+        float v;
+        std::memcpy(&v, &u, 4);
+        v *= 0x1p112f;
+        std::memcpy(&u, &v, 4);
+        if (magnitude >= 0x7c00u) u |= 0x7f800000u;
+        u |= sign;
+        std::memcpy(&v, &u, 4);
+        f[i] = v;
+    }
+    return f;
+}
+INLINE vh narrow16(vf f) {
+    vh h;
+    for (int i = 0; i < LANES; ++i) {
+        std::uint32_t u;
+        const float v = f[i], size = v < 0 ? -v : v;
+        std::memcpy(&u, &v, 4);
+        const std::uint16_t sign = std::uint16_t((u >> 16) & 0x8000u);
+        u &= 0x7fffffffu;
+        if (v != v)
+            h[i] = sign | 0x7e00u;
+        else if (size >= 65520.f)
+            h[i] = sign | 0x7c00u;
+        else if (size < 0x1p-14f) { // subnormal: the float adder rounds to steps of 2^-24
+            const float moved = size + 0.5f;
+            std::memcpy(&u, &moved, 4);
+            h[i] = std::uint16_t(sign | (u & 0x7ffu));
+        } else
+            h[i] = std::uint16_t(sign | ((u + 0xfffu + ((u >> 13) & 1u) - 0x38000000u) >> 13));
+    }
+    return h;
+}
+#endif
 
 // ---- whole vectors, at any address
 
@@ -82,7 +137,16 @@ INLINE vf load(const bf16 *p) {
     std::memcpy(&h, p, BYTES / 2);
     return widen(h);
 }
+INLINE vf load(const f16 *p) {
+    vh h;
+    std::memcpy(&h, p, BYTES / 2);
+    return widen16(h);
+}
 INLINE void store(float *p, vf f) { std::memcpy(p, &f, BYTES); }
+INLINE void store(f16 *p, vf f) {
+    const vh h = narrow16(f);
+    std::memcpy(p, &h, BYTES / 2);
+}
 INLINE void store(bf16 *p, vf f) {
     const vh h = narrow(f);
     std::memcpy(p, &h, BYTES / 2);
@@ -94,8 +158,10 @@ INLINE void store(bf16 *p, vf f) {
 INLINE __mmask16 first(i64 n) { return (__mmask16)((1u << n) - 1); }
 INLINE vf load(const float *p, i64 n) { return (vf)_mm512_maskz_loadu_ps(first(n), p); }
 INLINE vf load(const bf16 *p, i64 n) { return widen((vh)_mm256_maskz_loadu_epi16(first(n), p)); }
+INLINE vf load(const f16 *p, i64 n) { return widen16((vh)_mm256_maskz_loadu_epi16(first(n), p)); }
 INLINE void store(float *p, vf f, i64 n) { _mm512_mask_storeu_ps(p, first(n), (__m512)f); }
 INLINE void store(bf16 *p, vf f, i64 n) { _mm256_mask_storeu_epi16(p, first(n), (__m256i)narrow(f)); }
+INLINE void store(f16 *p, vf f, i64 n) { _mm256_mask_storeu_epi16(p, first(n), (__m256i)narrow16(f)); }
 INLINE vf keep(vf f, i64 n) { return (vf)_mm512_maskz_mov_ps(first(n), (__m512)f); }
 #else
 INLINE vf load(const float *p, i64 n) {
@@ -108,9 +174,18 @@ INLINE vf load(const bf16 *p, i64 n) {
     std::memcpy(&h, p, std::size_t(n) * 2);
     return widen(h);
 }
+INLINE vf load(const f16 *p, i64 n) {
+    vh h = {};
+    std::memcpy(&h, p, std::size_t(n) * 2);
+    return widen16(h);
+}
 INLINE void store(float *p, vf f, i64 n) { std::memcpy(p, &f, std::size_t(n) * 4); }
 INLINE void store(bf16 *p, vf f, i64 n) {
     const vh h = narrow(f);
+    std::memcpy(p, &h, std::size_t(n) * 2);
+}
+INLINE void store(f16 *p, vf f, i64 n) {
+    const vh h = narrow16(f);
     std::memcpy(p, &h, std::size_t(n) * 2);
 }
 INLINE vf keep(vf f, i64 n) {
@@ -134,15 +209,17 @@ INLINE void stream(float *p, vf f) {
     store(p, f);
 #endif
 }
-INLINE void stream(bf16 *p, vf f) {
+INLINE void stream(void *p, vh h) {
 #if defined(__AVX512F__)
-    _mm256_stream_si256((__m256i *)p, (__m256i)narrow(f));
+    _mm256_stream_si256((__m256i *)p, (__m256i)h);
 #elif defined(__AVX2__)
-    _mm_stream_si128((__m128i *)p, (__m128i)narrow(f));
+    _mm_stream_si128((__m128i *)p, (__m128i)h);
 #else
-    store(p, f);
+    std::memcpy(p, &h, BYTES / 2);
 #endif
 }
+INLINE void stream(bf16 *p, vf f) { stream(p, narrow(f)); }
+INLINE void stream(f16 *p, vf f) { stream(p, narrow16(f)); }
 INLINE void settle() { // streamed stores become visible to the other threads
 #if defined(__x86_64__)
     _mm_sfence();
@@ -154,6 +231,10 @@ template <bool STREAM, class T> INLINE void put(T *p, vf f) {
     else
         store(p, f);
 }
+// Is it a number? Elsewhere 0: what nobody measured may be anything.
+INLINE vf finite(vf f) { return (vf)((vi)f & (vi)((f - f) == 0.f)); }
+INLINE vf only(vf where, vf f) { return (vf)((vi)f & (vi)(where > 0.f)); }
+
 // How many elements until p is aligned for streaming.
 template <class T> INLINE i64 until_aligned(const T *p) {
     const i64 step = LANES * i64(sizeof(T));

@@ -10,8 +10,9 @@ import torch
 
 import homeostat as hs
 from homeostat.frame import Frame
-from homeostat.kernels import cpu, fused
+from homeostat.kernels import cpu
 from homeostat.kernels.layout import extents
+from homeostat.kernels.task import STREAMED
 from homeostat.plan import plan_for
 
 pytestmark = pytest.mark.skipif(cpu.native is None, reason=f"no native part: {cpu.info().get('reason')}")
@@ -160,7 +161,7 @@ def test_a_fixed_number_of_threads_gives_the_same_bits_every_time(threads, chann
 
 def test_large_outputs_written_past_the_cache_are_the_same():
     x = torch.randn(3, 64, 120, 97)
-    assert x.numel() * 4 >= fused.STREAMED
+    assert x.numel() * 4 >= STREAMED
     for z in (x, x.contiguous(memory_format=torch.channels_last), x.view(3 * 64, -1)):
         layer = hs.nn.LayerNorm(z.shape[-1]) if z.dim() == 2 else hs.nn.GroupNorm(4, 64)
         wide = z.double() if z.dim() == 2 else z.double().reshape(3, 4, 16, 120, 97)
@@ -172,14 +173,18 @@ def test_large_outputs_written_past_the_cache_are_the_same():
 
 @pytest.mark.parametrize(
     ("pattern", "shape", "order", "gain", "sizes", "want"),
-    [
-        ("n c h w -> c", (8, 6, 5, 4), (0, 1, 2, 3), "c", {}, ((1, 8, 6, 1, 20), (0, 1, 0, 0))),
-        ("n c h w -> c", (8, 6, 5, 4), (0, 2, 3, 1), "c", {}, ((1, 160, 6, 1, 1), (0, 1, 0, 0))),
-        ("b t d -> b t", (2, 3, 64), (0, 1, 2), "d", {}, ((6, 1, 1, 1, 64), (0, 0, 0, 1))),
-        ("n (g c) h w -> n g", (2, 6, 5, 4), (0, 1, 2, 3), "(g c)", {"g": 3}, ((2, 1, 3, 2, 20), (0, 2, 1, 0))),
-        ("n (g c) h w -> n g", (2, 6, 5, 4), (0, 2, 3, 1), "(g c)", {"g": 3}, ((2, 20, 3, 1, 2), (0, 2, 0, 1))),
-        ("n c h w -> n c", (2, 6, 5, 4), (0, 1, 2, 3), "c", {}, ((2, 1, 6, 1, 20), (0, 1, 0, 0))),
-        ("n c h w -> n c", (2, 6, 5, 4), (0, 2, 3, 1), "c", {}, ((2, 20, 6, 1, 1), (0, 1, 0, 0))),
+    [  # A B T C P S, and the gain's strides along A B C P S
+        ("n c h w -> c", (8, 6, 5, 4), (0, 1, 2, 3), "c", {}, ((1, 8, 1, 6, 1, 20), (0, 0, 1, 0, 0))),
+        ("n c h w -> c", (8, 6, 5, 4), (0, 2, 3, 1), "c", {}, ((1, 160, 1, 6, 1, 1), (0, 0, 1, 0, 0))),
+        ("n c h w -> c", (8, 6, 5, 4), (0, 1, 2, 3), "n c", {}, ((1, 8, 1, 6, 1, 20), (0, 6, 1, 0, 0))),
+        ("n c h w -> c", (8, 6, 5, 4), (0, 2, 3, 1), "n c", {}, ((1, 8, 20, 6, 1, 1), (0, 6, 1, 0, 0))),
+        ("b t d -> b t", (2, 3, 64), (0, 1, 2), "d", {}, ((6, 1, 1, 1, 1, 64), (0, 0, 0, 0, 1))),
+        ("b t d -> b t", (2, 3, 64), (0, 1, 2), "b d", {}, ((2, 1, 1, 3, 1, 64), (64, 0, 0, 0, 1))),
+        ("b t (h d) -> b t h", (2, 3, 64), (0, 1, 2), "(h d)", {"h": 4}, ((6, 1, 1, 4, 1, 16), (0, 0, 16, 0, 1))),
+        ("n (g c) h w -> n g", (2, 6, 5, 4), (0, 1, 2, 3), "(g c)", {"g": 3}, ((2, 1, 1, 3, 2, 20), (0, 0, 2, 1, 0))),
+        ("n (g c) h w -> n g", (2, 6, 5, 4), (0, 2, 3, 1), "(g c)", {"g": 3}, ((2, 20, 1, 3, 1, 2), (0, 0, 2, 0, 1))),
+        ("n c h w -> n c", (2, 6, 5, 4), (0, 1, 2, 3), "c", {}, ((2, 1, 1, 6, 1, 20), (0, 0, 1, 0, 0))),
+        ("n c h w -> n c", (2, 6, 5, 4), (0, 2, 3, 1), "c", {}, ((2, 20, 1, 6, 1, 1), (0, 0, 1, 0, 0))),
         ("a b c d e -> b d", (2, 3, 4, 5, 6), (0, 1, 2, 3, 4), None, {}, None),  # pooled, kept, pooled, kept, pooled
         ("a b -> b a", (2, 3), (0, 1), None, {}, None),
     ],
@@ -190,7 +195,25 @@ def test_a_plan_and_strides_become_extents(pattern, shape, order, gain, sizes, w
     plan = plan_for(frame, shape, sizes)
     strides = x.view(plan.shape).stride()
     found = extents(plan, strides, None if gain is None else plan.keep(frame.keep(gain)))
-    assert found == want
+    assert (found and (found.sizes, found.gain)) == want
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape", "order", "counts", "want"),
+    [
+        ("cell gene -> lab[cell] gene", (50, 20), (0, 1), {"lab": 3}, ((1, 50, 1, 20, 1, 1), 3)),
+        ("n c h w -> lab[n] c", (8, 6, 5, 4), (0, 1, 2, 3), {"lab": 3}, ((1, 8, 1, 6, 1, 20), 3)),
+        ("n c h w -> lab[n] c", (8, 6, 5, 4), (0, 2, 3, 1), {"lab": 3}, ((1, 8, 20, 6, 1, 1), 3)),
+        ("b t d -> e[b t]", (2, 3, 16), (0, 1, 2), {"e": 4}, ((1, 6, 1, 1, 1, 16), 4)),
+        ("b t d -> b e[t]", (2, 3, 16), (0, 1, 2), {"e": 4}, None),  # two tables of labels
+        ("cell gene -> gene lab[cell]", (50, 20), (0, 1), {"lab": 3}, None),
+    ],
+)
+def test_labels_become_tables_of_groups(pattern, shape, order, counts, want):
+    x = torch.empty([shape[i] for i in order]).permute([order.index(i) for i in range(len(order))])
+    plan = plan_for(Frame.parse(pattern), shape, {}, counts)
+    found = extents(plan, x.stride(), None)
+    assert (found and (found.sizes, found.labels)) == want
 
 
 def test_memory_with_gaps_takes_the_reference():

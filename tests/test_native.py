@@ -20,8 +20,12 @@ GROUPS = (1, 7, 33, 128)
 # Relative to the largest magnitude in the array.
 TOLERANCE = {
     np.float32: 2.0**-24,  # half a unit in the last place: one rounding, on store
+    np.float16: 2.0**-11,  # the same, of 11 bits
     np.float64: 1e-15,  # the same operations in the same order
 }
+
+
+DTYPES = (np.float32, "bfloat16", np.float16, np.float64)
 
 
 class Running:
@@ -35,9 +39,9 @@ class Running:
 
     def update(self, mean, m2, count, momentum, /, **replaced):
         addresses = {name: array.ctypes.data for name, array in vars(self).items()}
-        addresses |= {"m_mean": mean.ctypes.data, "m_m2": m2.ctypes.data}
+        addresses |= {"m_mean": mean.ctypes.data, "m_m2": m2.ctypes.data, "m_count": 0}
         sizes = {"count": count, "groups": len(mean)}
-        flags = {"momentum": momentum, "float64_buffers": self.mean.dtype == np.float64}
+        flags = {"momentum": momentum, "dtype": DTYPES.index(self.mean.dtype)}
         return cpu.native.update_running(**(addresses | sizes | flags | replaced))
 
     def bytes(self):
@@ -61,7 +65,7 @@ def assert_close(got, want, dtype):
 
 @needs_native
 @pytest.mark.parametrize("count", [0, 1, 2, 640.0])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize("groups", GROUPS)
 def test_three_updates_agree_with_the_formula(groups, momentum, dtype, count):
@@ -174,3 +178,24 @@ def test_without_the_native_part_info_says_who_serves(monkeypatch):
     monkeypatch.setattr(cpu, "native", None)
     assert cpu.info()["native"] is False
     assert str(cpu.info()["reason"]).endswith("reference path serves")
+
+
+@needs_native
+def test_a_group_nobody_was_measured_in_keeps_what_it_had():
+    running = Running(3, np.float32, np.random.default_rng(0))
+    before, counts = running.mean.copy(), np.array([0.0, 1.0, 5.0])
+    old_var = running.var.copy()
+    assert running.update(np.full(3, 7.0), np.full(3, 8.0), 0.0, 0.5, m_count=counts.ctypes.data)
+    np.testing.assert_array_equal(running.mean, [before[0], *((before[1:] + 7) / 2).astype(np.float32)])
+    np.testing.assert_array_equal(running.var, [*old_var[:2], np.float32((np.float64(old_var[2]) + 2) / 2)])
+
+
+@needs_native
+def test_every_float16_survives_the_update_unchanged():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    every = bits.view(np.float16)
+    every = np.ascontiguousarray(every[np.isfinite(every)])
+    running = Running(len(every), np.float16, np.random.default_rng(0))
+    running.mean[:] = every
+    assert running.update(np.zeros(len(every)), np.zeros(len(every)), 2.0, 0.0)
+    np.testing.assert_array_equal(running.mean.view(np.uint16) & 0x7FFF, every.view(np.uint16) & 0x7FFF)

@@ -8,14 +8,14 @@ Norm("b t (h d) -> b t h", center=False, gain=Learned("d"), h=8, d=64)   RMS nor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from homeostat import door, memory, ops
-from homeostat.arrays import backend_of
+from homeostat.arrays import backend_of, being_compiled
 from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
 from homeostat.gains import Learned
 from homeostat.kernels.reference import Job
@@ -23,7 +23,10 @@ from homeostat.labels import is_coded
 from homeostat.moments import Moments
 from homeostat.plan import Plan, plan_for
 from homeostat.sources import Batch, Source
-from homeostat.trust import Fixed
+from homeostat.trust import THROUGH, Fixed, Pulled, Trust
+
+Sizes = tuple[tuple[str, int], ...]  # of named axes
+Check = Callable[[Any, Tensor, bool], None]
 
 
 class Norm(nn.Module):
@@ -80,7 +83,7 @@ class Norm(nn.Module):
         forget(self)
 
     def forward(self, x: Tensor, where: Tensor | None = None, **labels: Any) -> Tensor:
-        return run(self, x, self.frame, self.sizes, where, labels)
+        return run(self, x, self.frame, tuple(self.sizes.items()), where, labels)
 
     def extra_repr(self) -> str:
         sizes = "".join(f", {name}={n}" for name, n in {**self.sizes, **self.counts}.items())
@@ -93,42 +96,101 @@ def run(
     layer: Any,
     x: Tensor,
     frame: Frame,
-    sizes: Mapping[str, int],
+    sizes: Sizes,
     where: Tensor | None = None,
     labels: Mapping[str, Any] | None = None,
-    check_pool: bool = True,
+    check: Check | None = None,
 ) -> Tensor:
     """One forward of a layer that has source, state_frame, gain_frame, weight, bias, eps and center.
 
     trust = source.trust(recall(state))     y, m = ops.normalize(x, trust)     remember(source.step(state, m))
+
+    `check(layer, x, fixed)` says what is wrong with a shape; without it, groups of one are refused.
     """
     source: Source = layer.source
     training = layer.training
-    writes = training and bool(source.names) and getattr(layer, "track_running_stats", True)
-    buffers = layer._buffers
-    state = {name: buffers[name] for name in source.names}
-    if state and state.get("num_batches_tracked", 0) is None:  # torch lets it be absent
-        state["num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=x.device)
-    trust = source.trust(memory.recall(state, writes), training)
+    names = source.names
+    trust: Trust = THROUGH
+    writes = False
+    state: dict[str, Any] = {}
+    if names:
+        writes = training and getattr(layer, "track_running_stats", True)
+        state = _state(layer, names, x)
+        trust = source.trust(memory.recall(state, writes), training)
     fixed = isinstance(trust, Fixed)
-    writes = writes and not fixed
-    frame = layer.state_frame if fixed else source.frame(frame, training)
-    plan, codes = _planned(x, frame, sizes, labels or {}, where, layer.center and check_pool and not fixed, layer)
+    weight, bias = _learned(layer)
+    job = _job(layer, x, frame, sizes, where, labels, check, trust, source, weight, bias)
+    y: Tensor
+    y, m = ops.normalize(x, weight, bias, where, job, writes and not fixed)
+    if m is not None and not (isinstance(m.count, float) and m.count == 0):
+        memory.remember(
+            source, state, layer.num_batches_skipped, _average(m, job.plan, layer.state_frame), _name(layer)
+        )
+    return y
+
+
+def _state(layer: Any, names: tuple[str, ...], x: Tensor) -> dict[str, Any]:
+    buffers = layer._buffers
+    state = {name: buffers[name] for name in names}
+    if state.get("num_batches_tracked", 0) is None:  # torch lets it be absent
+        state["num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=x.device)
+    return state
+
+
+def _learned(layer: Any) -> tuple[Tensor | None, Tensor | None]:
+    """weight and bias, without asking the module where its dictionary has them."""
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return layer.weight, layer.bias
+
+
+# What was checked and planned for a kind of layer and a shape of input: plan, and plan of the gain.
+_FITS: dict[Any, tuple[Plan, Plan | None]] = {}
+
+
+def _job(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Sizes,
+    where: Tensor | None,
+    labels: Mapping[str, Any] | None,
+    check: Check | None,
+    trust: Trust,
+    source: Source,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Job:
+    """The job of this call. Shapes are checked once: the everyday call finds what was found before."""
+    fixed = isinstance(trust, Fixed)
+    frame = layer.state_frame if fixed else source.frame(frame, layer.training)
     gain_frame = layer.gain_frame
-    gain = None if gain_frame is None else plan.keep(gain_frame)
-    weight, bias = layer.weight, layer.bias
-    _check_fit(layer, gain, weight, bias, plan, trust)
-    eps = layer.eps
-    if eps is None and not layer.center:
+    eps, center = layer.eps, layer.center
+    if eps is None and not center:
         eps = _spacing(x)
     if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
         door.check_eps(eps)
-    job = Job(plan, gain, codes, trust, eps, layer.center)
-    y: Tensor
-    y, m = ops.normalize(x, weight, bias, where, job, wanted=writes)
-    if m is not None and not (isinstance(m.count, float) and m.count == 0):
-        memory.remember(source, state, layer.num_batches_skipped, _average(m, plan, layer.state_frame), _name(layer))
-    return y
+    everyday = where is None and not labels and not being_compiled()
+    key: Any = None
+    if everyday:
+        given = () if trust is THROUGH else (trust.mean.shape, trust.var.shape)  # type: ignore[union-attr]
+        shapes = (None if weight is None else weight.shape, None if bias is None else bias.shape)
+        key = (type(layer), frame, gain_frame, sizes, x.shape, x.dtype, x.layout, center, fixed, shapes, given)
+        found = _FITS.get(key)
+        if found is not None:
+            return Job(found[0], found[1], (), trust, eps, center)
+    if check is not None:
+        check(layer, x, fixed)
+    refuses_one = layer.center and check is None and not fixed
+    plan, codes = _planned(x, frame, dict(sizes), labels or {}, where, refuses_one, layer)
+    gain = None if gain_frame is None else plan.keep(gain_frame)
+    _check_fit(layer, gain, weight, bias, plan, trust)
+    if everyday:
+        if len(_FITS) >= 4096:
+            _FITS.clear()
+        _FITS[key] = plan, gain
+    return Job(plan, gain, codes, trust, eps, center)
 
 
 def _check_fit(
@@ -136,7 +198,7 @@ def _check_fit(
 ) -> None:
     """Parameters and memory may have been exchanged since the layer was made."""
     named = (("weight", weight, gain), ("bias", bias, gain))
-    if isinstance(trust, Fixed):
+    if isinstance(trust, Fixed | Pulled):
         named = (*named, ("running_mean", trust.mean, plan), ("running_var", trust.var, plan))  # type: ignore[assignment]
     for name, t, groups in named:
         if t is not None and groups is not None and tuple(t.shape) != groups.groups:

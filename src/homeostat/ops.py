@@ -8,7 +8,7 @@ for all of them.
 
 from __future__ import annotations
 
-from homeostat.arrays import Array, Numpy, backend_of
+from homeostat.arrays import Array, backend_of
 from homeostat.kernels import reference
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job
@@ -19,7 +19,7 @@ def measure(x: Array, job: Job, where: Array | None = None) -> Moments:
     """What each group shows."""
     b = backend_of(x)
     if where is not None:
-        x, where, _odd = _clean(b, x, where)
+        x, where, _odd = reference.cleaned(b, x, where)
     g = groups_of(b, job.plan, job.codes)
     z = b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)
     mask = where if where is None else b.reshape(b.cast(where, z.dtype), job.plan.shape)
@@ -31,21 +31,13 @@ def normalize(
 ) -> tuple[Array, Moments | None]:
     """y, and the moments if `wanted` and measured."""
     b = backend_of(x)
-    odd = None
-    if where is not None:
-        x, where, odd = _clean(b, x, where)
     if b.name == "torch":
         from homeostat import routes
 
-        y, m = routes.normalize(x, weight, bias, where, job, wanted)
-    else:
-        y, seen, g = reference.normalize(b, x, weight, bias, where, job)
-        m = seen.moments(g) if wanted and seen is not None else None
+        return routes.normalize(x, weight, bias, where, job, wanted)
+    odd = None
+    if where is not None:
+        x, where, odd = reference.cleaned(b, x, where)
+    y, seen, g = reference.normalize(b, x, weight, bias, where, job)
+    m = seen.moments(g) if wanted and seen is not None else None
     return (y if odd is None else b.fill(y, odd, float("nan"))), m
-
-
-def _clean(b: Numpy, x: Array, where: Array) -> tuple[Array, Array, Array]:
-    """0 in place of what is neither measured nor finite, a weight per element, and where that was."""
-    where = b.broadcast(where, x.shape)
-    odd = ~((where > 0) | b.xp.isfinite(x))
-    return b.fill(x, odd, 0), where, odd

@@ -28,7 +28,7 @@ from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job
 from homeostat.moments import Moments
 from homeostat.plan import plan_for
-from homeostat.trust import Through
+from homeostat.trust import THROUGH
 
 
 def measure(
@@ -43,7 +43,7 @@ def measure(
     bound = bind(x, pattern, given)
     check_center(center)
     check_where(where, x)
-    return ops.measure(x, Job(bound.plan, None, bound.codes, Through(), center=center), where)
+    return ops.measure(x, Job(bound.plan, None, bound.codes, THROUGH, center=center), where)
 
 
 @overload
@@ -95,7 +95,7 @@ def normalize(
     eps = check_eps(eps)  # type: ignore[assignment]
     if center:
         check_pool(bound, where)
-    job = Job(bound.plan, None, bound.codes, Through(), eps, center)
+    job = Job(bound.plan, None, bound.codes, THROUGH, eps, center)
     y, moments = ops.normalize(x, None, None, where, job, wanted=return_reading)
     if not return_reading:
         return y

@@ -1,12 +1,14 @@
 """Routes: which code normalizes a torch tensor, and why; the choice is `route`.
 
-fused      CPU in plain eager mode, float32 and bfloat16: the compiled kernels             (kernels/fused.py)
+fused      CPU in plain eager mode, float32, bfloat16 and float16: the compiled kernels    (kernels/fused.py)
 eager      CPU in plain eager mode, what they do not take: one autograd node               (kernels/eager.py)
 aten       exported graphs, and devices without kernels of ours, where torch has the same operator
 composite  everything else: torch.compile, functorch, forward AD, subclasses, eps="auto"   (kernels/reference.py)
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ from homeostat.arrays import backend_of
 from homeostat.kernels import aten, fused, reference
 from homeostat.kernels.eager import Eager
 from homeostat.kernels.groups import groups_of
-from homeostat.kernels.reference import Job, Seen
+from homeostat.kernels.reference import Job, Seen, cleaned
 from homeostat.moments import Moments
-from homeostat.trust import Through
+from homeostat.trust import Fixed, Through
 
 Result = tuple[Tensor, Moments | None]
 _B = backend_of(torch.empty(0))
@@ -27,26 +29,31 @@ def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
     """y, and the moments if `wanted` and measured."""
-    return _ROUTES[route(x, weight, bias, where, job, wanted)](x, weight, bias, where, job, wanted)
+    name, told = route(x, weight, bias, where, job, wanted)
+    if name == "fused":
+        return _fused(x, weight, bias, where, job, told, wanted)
+    odd = None
+    if where is not None:
+        x, where, odd = cleaned(_B, x, where)
+    y, m = _ROUTES[name](x, weight, bias, where, job, wanted)
+    return (y if odd is None else _B.fill(y, odd, float("nan"))), m
 
 
 def route(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool = False
-) -> str:
-    """Which code computes this job on this torch tensor."""
-    cpu = x.is_cpu
+) -> tuple[str, Any]:
+    """Which code computes this job on this torch tensor; for the compiled kernels also their task."""
     exporting = torch.compiler.is_exporting()
-    if (exporting or not cpu) and where is None and aten_equals(job, wanted):
-        return "aten"
+    if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
+        return "aten", None
     if job.eps == "auto" or exporting or torch.compiler.is_compiling() or torch._C._get_tracing_state():
-        return "composite"
+        return "composite", None
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        return "composite"  # vmap, func.grad and jvp go through the reference line by line
+        return "composite", None  # vmap, func.grad and jvp go through the reference line by line
     if type(x) not in (torch.Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
-        return "composite"  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter) sees operators
-    if cpu and where is None and fused.layout_of(x, job) is not None and fused.all_plain(x, weight, bias, job):
-        return "fused"
-    return "eager"
+        return "composite", None  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter)
+    told = fused.task_of(x, weight, bias, where, job)
+    return ("eager", None) if told is None else ("fused", told)
 
 
 def aten_equals(job: Job, wanted: bool) -> bool:
@@ -62,10 +69,13 @@ def _composite(
 
 
 def _fused(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, told: Any, wanted: bool
 ) -> Result:
-    y, sums = fused.normalize(x, weight, bias, job, wanted)
-    return y, None if sums is None else Moments(float(job.plan.pool), *sums.unbind(0))
+    y, sums = fused.normalize(x, weight, bias, where, job, told, wanted and not isinstance(job.trust, Fixed))
+    if sums is None:
+        return y, None
+    mean, m2, count = sums.view(3, *job.plan.groups).unbind(0)
+    return y, Moments(float(job.plan.pool) if where is None and not job.codes else count, mean, m2)
 
 
 def _eager(
@@ -82,4 +92,4 @@ def _aten(
     return y, seen.moments(groups_of(_B, job.plan)) if wanted and seen is not None else None
 
 
-_ROUTES = {"fused": _fused, "composite": _composite, "eager": _eager, "aten": _aten}
+_ROUTES = {"composite": _composite, "eager": _eager, "aten": _aten}

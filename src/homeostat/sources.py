@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from homeostat.arrays import Array
 from homeostat.frame import Frame
 from homeostat.moments import Moments
-from homeostat.trust import Fixed, Through, Trust
+from homeostat.trust import THROUGH, Fixed, Trust
 
 State = Mapping[str, Array]
 
@@ -26,10 +26,7 @@ State = Mapping[str, Array]
 class Source:
     """What every source answers, and the answers of one that trusts what it sees and forgets it."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What it remembers, named as torch names it; nothing, if empty."""
-        return ()
+    names: ClassVar[tuple[str, ...]] = ()  # what it remembers, named as torch names it
 
     def frame(self, frame: Frame, training: bool) -> Frame:
         """Who is measured."""
@@ -45,7 +42,7 @@ class Source:
 
     def trust(self, state: State, training: bool) -> Trust:
         """Decided before measuring."""
-        return Through()
+        return THROUGH
 
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         """New memory from old memory and what was measured; pure. `m` is gathered and detached."""
@@ -61,6 +58,9 @@ class Batch(Source):
     """The statistics of this very tensor, in training and evaluation alike."""
 
 
+BATCH = Batch()
+
+
 @dataclass(frozen=True)
 class Running(Source):
     """An exponential average of what was seen; `momentum=None` averages all batches alike.
@@ -69,6 +69,7 @@ class Running(Source):
     """
 
     momentum: float | None = 0.1
+    names = ("running_mean", "running_var", "num_batches_tracked")
 
     def __post_init__(self) -> None:
         k = self.momentum
@@ -76,10 +77,6 @@ class Running(Source):
             raise ValueError(
                 f"momentum={k!r} is the share of the new batch: a number from 0 to 1, or None for the mean."
             )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("running_mean", "running_var", "num_batches_tracked")
 
     def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
         import torch
@@ -91,7 +88,7 @@ class Running(Source):
         }
 
     def trust(self, state: State, training: bool) -> Trust:
-        return Through() if training else Fixed(state["running_mean"], state["running_var"])
+        return THROUGH if training else Fixed(state["running_mean"], state["running_var"])
 
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         tracked = state["num_batches_tracked"] + 1
@@ -120,7 +117,7 @@ class Frozen(Source):
     inner: Source = field(default_factory=Running)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.inner.names
 
     def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:

@@ -1,6 +1,12 @@
 """Trust: what a source believes before anything is measured.
 
-Through: the statistics as measured, gradient and all.      Fixed: constants; nothing is measured.
+Through     the statistics as measured, gradient and all
+Fixed       constants; nothing is measured
+Pulled      as measured, then brought to a reference mean', sigma' as far as its bounds allow:
+
+            z = xhat r + d    r = clip(sigma / sigma', 1 / r_max, r_max)    d = clip((mean - mean') / sigma', +- d_max)
+
+            r and d are constants to the gradient
 """
 
 from __future__ import annotations
@@ -23,4 +29,15 @@ class Fixed:
     var: Array
 
 
-Trust = Through | Fixed
+@dataclass(frozen=True, eq=False, slots=True)
+class Pulled:
+    """Normalize by what is measured, as if by these, within bounds."""
+
+    mean: Array
+    var: Array
+    r_max: float
+    d_max: float
+
+
+Trust = Through | Fixed | Pulled
+THROUGH = Through()

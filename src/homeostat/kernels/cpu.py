@@ -27,48 +27,30 @@ class Native(Protocol):
         skipped: int,
         m_mean: int,
         m_m2: int,
+        m_count: int,
         count: float,
         groups: int,
         momentum: float,
-        float64_buffers: bool,
+        dtype: int,
     ) -> bool:
         """Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite."""
 
-    def layout(self, a: int, b: int, c: int, p: int, s: int, ga: int, gc: int, gp: int, gs: int, /) -> Any:
-        """Extents in memory order, and the strides of the gain."""
-
-    def forward(
+    def task(
         self,
-        layout: Any,
-        x: int,
-        weight: int,
-        bias: int,
-        y: int,
-        stats: int,
-        mean: int,
-        m2: int,
+        sizes: tuple[int, ...],
+        gain: tuple[int, ...],
+        where: tuple[int, ...],
+        labels: int,
         eps: float,
+        dtype: int,
         flags: int,
-        threads: int,
-        /,
-    ) -> None:
-        """y and the statistics of x."""
+        r_max: float,
+        d_max: float,
+    ) -> Any:
+        """All about a call but its arrays: `forward`, `backward`, `groups`. None if weights cannot be walked."""
 
-    def backward(
-        self,
-        layout: Any,
-        x: int,
-        dy: int,
-        weight: int,
-        stats: int,
-        dx: int,
-        dweight: int,
-        dbias: int,
-        flags: int,
-        threads: int,
-        /,
-    ) -> None:
-        """dx and the gradient of the gain."""
+    def copy_limit(self, to: int, source: int, nbytes: int, threads: int) -> None:
+        """Copy from one address to another as fast as the machine can."""
 
     def build_info(self) -> dict[str, str]:
         """Which compiler built it, and for which version of homeostat."""

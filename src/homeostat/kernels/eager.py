@@ -14,7 +14,7 @@ from homeostat.arrays import Torch, backend_of
 from homeostat.kernels import reference
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
-from homeostat.trust import Fixed
+from homeostat.trust import Fixed, Pulled
 
 Tensor = torch.Tensor
 _B = backend_of(torch.empty(0))
@@ -38,9 +38,11 @@ class Eager(torch.autograd.Function):
         else:
             seen = reference.measure(_B, z, g, mask, job.center)
             hi, lo, r = seen.hi, seen.lo, reference.scale(_B, seen, job.eps)
-        y = reference.apply(_B, z, g, hi, lo, r, gain, shift).reshape(x.shape).to(x.dtype)
+        pull = reference.pulled(_B, g, job.trust, seen, job.eps) if isinstance(job.trust, Pulled) and seen else None
+        y = reference.apply(_B, z, g, hi, lo, r, gain, shift, pull).reshape(x.shape).to(x.dtype)
         ctx.job, ctx.n = job, seen and seen.n
-        ctx.save_for_backward(x, weight, bias, where, _tensor(hi), _tensor(lo), r)
+        ratio, off = (None, None) if pull is None else pull
+        ctx.save_for_backward(x, weight, bias, where, _tensor(hi), _tensor(lo), r, ratio, _tensor(off))
         if seen is None:
             return (y,)
         sums = (seen.n, seen.hi, seen.lo, seen.m2)
@@ -49,7 +51,7 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, bias, where, hi, lo, r = ctx.saved_tensors
+        x, weight, bias, where, hi, lo, r, ratio, off = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*through_the_reference(dy, x, weight, bias, where, ctx.job, ctx.needs_input_grad), None, None)
         job = ctx.job
@@ -60,7 +62,8 @@ class Eager(torch.autograd.Function):
         gain, _shift = reference.gains(_B, z, weight, bias, job)
         seen = None if ctx.n is None else Seen(ctx.n, 0.0, 0.0, r)
         hi, lo = (0.0, 0.0) if hi is None else (hi, lo)
-        dx, xhat = reference.gradient(_B, dz, z, g, seen, hi, lo, r, gain, mask, job.center)
+        pull = None if ratio is None else (ratio, 0.0 if off is None else off)
+        dx, xhat = reference.gradient(_B, dz, z, g, seen, hi, lo, r, gain, mask, job.center, pull)
         dw, db = _gain_gradients(dz, xhat, weight, bias, job)
         return dx.reshape(x.shape).to(x.dtype), dw, db, None, None
 

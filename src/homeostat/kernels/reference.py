@@ -11,27 +11,27 @@ Every line is differentiable and runs on any of the four array libraries; faster
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from homeostat.arrays import Array, Numpy
 from homeostat.kernels.groups import Groups, groups_of
 from homeostat.moments import Moments
 from homeostat.plan import Plan
-from homeostat.trust import Fixed, Through, Trust
+from homeostat.trust import THROUGH, Fixed, Pulled, Trust
 
 # eps="auto": the smallest eps at which rstd, dx, and the rstd^3 of a composite gradient all stay finite for |dy| <= 1.
 # float16 results must stay under 65504: rstd <= 4096 leaves a factor 16.
 FLOOR = {"float64": 1e-200, "float32": 1e-24, "bfloat16": 1e-24, "float16": 2.0**-24}
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Job:
+class Job(NamedTuple):
     """One call, apart from its tensors: who shares, who is believed, who is given a gain."""
 
     plan: Plan
     gain: Plan | None = None
     codes: tuple[Array, ...] = ()
-    trust: Trust = field(default_factory=Through)
+    trust: Trust = THROUGH
     eps: float | str = 1e-5
     center: bool = True
 
@@ -59,17 +59,19 @@ def normalize(
     z = b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)
     where = where if where is None else b.reshape(b.cast(where, z.dtype), job.plan.shape)
     weight, bias = gains(b, z, weight, bias, job)
-    seen, back = None, None
+    seen, pull, eps = None, None, job.eps
     if isinstance(job.trust, Fixed):
         hi, lo, r = fixed(b, z, g, job.trust, job, x)
-    elif job.eps == "auto":
+    elif eps == "auto":
         z, e, back, eps = auto(b, z, g, x, where, job.center)
         hi, lo, r = back.hi, back.lo, scale(b, back, eps)
-        seen = unscaled(b, back, e)
+        seen, eps = unscaled(b, back, e), b.ldexp(eps, 2 * e)
     else:
         seen = measure(b, z, g, where, job.center)
-        hi, lo, r = seen.hi, seen.lo, scale(b, seen, job.eps)
-    y = apply(b, z, g, hi, lo, r, weight, bias)
+        hi, lo, r = seen.hi, seen.lo, scale(b, seen, eps)
+    if isinstance(job.trust, Pulled) and seen is not None:
+        pull = pulled(b, g, job.trust, seen, eps)
+    y = apply(b, z, g, hi, lo, r, weight, bias, pull)
     return b.cast(b.reshape(y, x.shape), x.dtype), seen, g
 
 
@@ -106,14 +108,37 @@ def apply(
     r: Array,
     weight: Array | None = None,
     bias: Array | None = None,
+    pull: tuple[Array, Array | float] | None = None,
 ) -> Array:
-    """((x - hi) - lo) r, then the gain, whose arrays already broadcast against x."""
+    """((x - hi) - lo) r, pulled if so, then the gain, whose arrays already broadcast against x."""
     y = x
     if not isinstance(hi, float):
         y = (x - g.spread(b.cast(hi, x.dtype))) - g.spread(b.cast(lo, x.dtype))
     y = y * g.spread(b.cast(r, x.dtype))
+    if pull is not None:
+        y = y * g.spread(b.cast(pull[0], x.dtype))
+        y = y if isinstance(pull[1], float) else y + g.spread(b.cast(pull[1], x.dtype))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def pulled(b: Numpy, g: Groups, trust: Pulled, seen: Seen, eps: float | Array | str) -> tuple[Array, Array | float]:
+    """How far the batch is from the reference in scale and mean, within bounds; constants to the gradient."""
+    some = seen.n + (seen.n == 0)
+    own = b.sqrt(seen.m2 / some + eps)
+    mean, var = (b.cast(g.inner(b.detach(part)), own.dtype) for part in (trust.mean, trust.var))
+    sigma = b.sqrt(var + eps)
+    ratio = _within(b, b.detach(own) / sigma, 1 / trust.r_max, trust.r_max)
+    if isinstance(seen.hi, float):
+        return ratio, 0.0
+    off = _within(b, b.detach((seen.hi + seen.lo) - mean) / sigma, -trust.d_max, trust.d_max)
+    if isinstance(seen.n, float):
+        return ratio, off
+    return b.where(seen.n > 0, ratio, 1.0), b.where(seen.n > 0, off, 0.0)
+
+
+def _within(b: Numpy, x: Array, least: float, most: float) -> Array:
+    return -b.maximum(-b.maximum(x, least), -most)
 
 
 def auto(
@@ -188,26 +213,29 @@ def gradient(
     weight: Array | None,
     where: Array | None,
     center: bool,
+    pull: tuple[Array, Array | float] | None = None,
 ) -> tuple[Array, Array]:
-    """dx and xhat (of which the gain's gradient is sum dy xhat).
+    """dx and z, what the gain multiplies (its gradient is sum dy z).
 
         dx = r (g - m / n (sum g + xhat sum g xhat))        g = dy w, m the weight in `where` (1 if none)
 
-    `seen` is None where the statistics are constants: then dx = r g.
+    `seen` is None where the statistics are constants: then dx = r g. Pulled: z = xhat ratio + off, g = dy w ratio.
     """
     xhat = apply(b, x, g, hi, lo, r)
+    z = xhat if pull is None else apply(b, x, g, hi, lo, r, None, None, pull)
     dg = dy if weight is None else dy * weight
+    dg = dg if pull is None else dg * g.spread(b.cast(pull[0], x.dtype))
     rate = g.spread(b.cast(r, x.dtype))
     if seen is None:
-        return dg * rate, xhat
+        return dg * rate, z
     xhat = xhat if where is None else _bounded(b, xhat, where)
     some = seen.n + (seen.n == 0)
-    pull = xhat * g.spread(b.cast(g.total(dg * xhat) / some, x.dtype))
+    back = xhat * g.spread(b.cast(g.total(dg * xhat) / some, x.dtype))
     if center:
-        pull = pull + g.spread(b.cast(g.total(dg) / some, x.dtype))
+        back = back + g.spread(b.cast(g.total(dg) / some, x.dtype))
     if where is not None:
-        pull = b.where(where > 0, pull * where, 0)
-    return (dg - pull) * rate, xhat
+        back = b.where(where > 0, back * where, 0)
+    return (dg - back) * rate, z
 
 
 def _weighed(x: Array, where: Array | None) -> Array:
@@ -218,3 +246,10 @@ def _bounded(b: Numpy, x: Array, where: Array) -> Array:
     """What is not measured, kept finite: a filling may leave the range, and inf would reach its group's gradients."""
     most = float(b.finfo(x).max) / 4
     return b.where(where > 0, x, -b.maximum(-b.maximum(x, -most), -most))
+
+
+def cleaned(b: Numpy, x: Array, where: Array) -> tuple[Array, Array, Array]:
+    """0 in place of what is neither measured nor finite, a weight per element, and where that was."""
+    where = b.broadcast(where, x.shape)
+    odd = ~((where > 0) | b.xp.isfinite(x))
+    return b.fill(x, odd, 0), where, odd

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from homeostat.kernels import cpu, fused
+from homeostat.kernels import cpu, fused, task
 from homeostat.moments import Moments
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = fused.DTYPES | {torch.float64: task.DOUBLE}
 
 
 def update_running(
@@ -18,16 +18,21 @@ def update_running(
 ) -> bool:
     """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
     buffers = (mean, var, tracked, skipped)
-    if cpu.native is None or not isinstance(m.count, float):
+    dtype = DTYPES.get(mean.dtype)
+    if cpu.native is None or dtype is None or mean.dtype is not var.dtype or tracked.dtype is not torch.int64:
         return False
-    if not all(fused.is_plain(t) and t.is_contiguous() for t in buffers):
-        return False
-    if mean.dtype not in DTYPES or mean.dtype != var.dtype or tracked.dtype != torch.int64:
-        return False
+    for t in buffers:
+        if not (fused.is_plain(t) and t.is_contiguous()):
+            return False
     if not (mean.shape == var.shape == m.mean.shape == m.m2.shape) or mean.numel() == 0:
         return False  # tensor operations will say what does not fit
-    if m.mean.dtype != torch.float64 or not fused.is_plain(m.mean) or not fused.is_plain(m.m2):
+    if m.mean.dtype is not torch.float64 or not fused.is_plain(m.mean) or not fused.is_plain(m.m2):
         return False
+    count = m.count
+    if not isinstance(count, float):
+        if not fused.is_plain(count) or count.dtype is not torch.float64:
+            return False
+        count = count.expand(mean.shape).contiguous()
     seen_mean, seen_m2 = m.mean.contiguous(), m.m2.contiguous()
     cpu.native.update_running(
         mean.data_ptr(),
@@ -36,11 +41,12 @@ def update_running(
         skipped.data_ptr(),
         seen_mean.data_ptr(),
         seen_m2.data_ptr(),
-        m.count,
+        0 if isinstance(count, float) else count.data_ptr(),
+        count if isinstance(count, float) else 0.0,
         mean.numel(),
         math.nan if momentum is None else momentum,
-        mean.dtype == torch.float64,
+        dtype,
     )
     written = tuple(t for t in buffers if not t.is_inference())  # those have no version
-    torch._C._autograd._unsafe_set_version_counter(written, tuple(t._version + 1 for t in written))
+    torch._C._autograd._unsafe_set_version_counter(written, tuple([t._version + 1 for t in written]))
     return True

@@ -23,17 +23,17 @@ class _Batch(Remembering):
 
     def forward(self: Any, input: Tensor) -> Tensor:
         """(x - mean_c) / sqrt(var_c + eps) w_c + b_c"""
-        self._check_input_dim(input)
-        if self.training or self.running_mean is None:
-            _check_more_than_one(input)
         # As in torch, what is there per channel decides the width (a pruned layer's num_features is out of date).
-        per_channel = self.weight if self.running_mean is None else self.running_mean
-        sizes = {} if per_channel is None else {"c": per_channel.shape[0]}
-        return run(self, input, FRAME, sizes, check_pool=False)
+        per_channel = self._buffers["running_mean"]
+        per_channel = self.weight if per_channel is None else per_channel
+        return run(self, input, FRAME, () if per_channel is None else (("c", per_channel.shape[0]),), check=_check)
 
 
-def _check_more_than_one(x: Tensor) -> None:
-    """torch's ValueError: the statistic of a single value says nothing."""
+def _check(self: Any, x: Tensor, fixed: bool) -> None:
+    """torch's errors: another rank, or a single value, whose statistic says nothing."""
+    self._check_input_dim(x)
+    if fixed:
+        return
     n = 1
     for i, length in enumerate(x.shape):
         n = n if i == 1 else n * length

@@ -11,7 +11,7 @@ from torch import Tensor
 from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Remembering, lazily
 from homeostat.norm import run
-from homeostat.sources import Batch, Source
+from homeostat.sources import BATCH, Source
 
 FRAME = Frame.parse("n c ... -> n c")
 PER_CHANNEL = FRAME.keep("c")
@@ -25,36 +25,31 @@ class _Instance(Remembering):
         return PER_CHANNEL if self.affine else None
 
     def default_source(self: Any) -> Source:
-        return super().default_source() if self.track_running_stats else Batch()
+        return super().default_source() if self.track_running_stats else BATCH
 
     def forward(self: Any, input: Tensor) -> Tensor:
         """(x - mean_nc) / sqrt(var_nc + eps) w_c + b_c"""
-        self._check_input_dim(input)
         single = input.dim() == self._get_no_batch_dim()
         x = input.unsqueeze(0) if single else input
-        sizes = {"c": self.num_features}
-        if x.shape[1] != self.num_features:
-            sizes = _other_width(self, x.shape[1])
-        if not self.source.names or (self.training and self.track_running_stats):
-            _check_more_than_one(x)
-        y = run(self, x, FRAME, sizes, check_pool=False)
+        n = self.num_features
+        fits = x.dim() > 1 and x.shape[1] == n
+        y = run(self, x, FRAME, (("c", n),) if fits else (), check=_check)
         return y.squeeze(0) if single else y
 
 
-def _other_width(self: Any, width: int) -> dict[str, int]:
-    """torch's behaviour: an error where a parameter per channel would not fit, else a warning."""
-    said = f"expected input's size at channel dimension to match num_features ({self.num_features}), but got: {width}."
-    if self.affine or self.running_mean is not None:
-        raise ShapeError(said)
-    warnings.warn(f"{said} num_features is not used because affine=False.", stacklevel=3)
-    return {}
-
-
-def _check_more_than_one(x: Tensor) -> None:
+def _check(self: Any, x: Tensor, fixed: bool) -> None:
+    """torch's behaviour: errors for another rank, another width, or one value per group."""
+    self._check_input_dim(x)
+    if x.shape[1] != self.num_features:
+        said = f"expected input's size at channel dimension to match num_features ({self.num_features}), "
+        said += f"but got: {x.shape[1]}."
+        if self.affine or self.running_mean is not None:
+            raise ShapeError(said)
+        warnings.warn(f"{said} num_features is not used because affine=False.", stacklevel=5)
     n = 1
     for length in x.shape[2:]:
         n = n * length
-    if n == 1:
+    if n == 1 and not fixed:
         raise ValueError(
             f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}. With one value per "
             f"channel and sample, x minus its mean is 0; use GroupNorm or LayerNorm here."

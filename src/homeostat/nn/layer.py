@@ -21,17 +21,18 @@ class LayerNorm(Preset, torch.nn.LayerNorm):
 
     @property
     def frame(self) -> Frame:
-        return _trailing(len(self.normalized_shape))[0]
+        return _trailing(self.normalized_shape)[0]
 
     state_frame = frame
 
     @property
     def gain_frame(self) -> Frame | None:
-        return _trailing(len(self.normalized_shape))[1] if self.elementwise_affine else None
+        return _trailing(self.normalized_shape)[1] if self.elementwise_affine else None
 
     def forward(self, input: Tensor) -> Tensor:
         """(x - mean) / sqrt(var + eps) w + b"""
-        return _rows(self, input, self.normalized_shape)
+        frame, _, sizes = _trailing(self.normalized_shape)
+        return run(self, input, frame, sizes, check=_check_rows)
 
 
 class RMSNorm(Preset, torch.nn.RMSNorm):
@@ -42,17 +43,18 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
 
     @property
     def frame(self) -> Frame:
-        return _trailing(len(self.normalized_shape))[0]
+        return _trailing(self.normalized_shape)[0]
 
     state_frame = frame
 
     @property
     def gain_frame(self) -> Frame | None:
-        return _trailing(len(self.normalized_shape))[1] if self.elementwise_affine else None
+        return _trailing(self.normalized_shape)[1] if self.elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) w; without an eps, the spacing at 1 of the dtype of the arithmetic"""
-        return _rows(self, x, self.normalized_shape)
+        frame, _, sizes = _trailing(self.normalized_shape)
+        return run(self, x, frame, sizes, check=_check_rows)
 
 
 class GroupNorm(Preset, torch.nn.GroupNorm):
@@ -66,42 +68,42 @@ class GroupNorm(Preset, torch.nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(x - mean_ng) / sqrt(var_ng + eps) w_c + b_c"""
-        if input.dim() < 2:
-            raise ShapeError(f"GroupNorm expects [n, c, ...], at least 2 axes; this tensor has {input.dim()}.")
-        sizes = {"g": self.num_groups}
-        if self.affine:
-            sizes["c"] = self.num_channels // self.num_groups
-        _check_more_than_one(input, self.num_groups)
-        return run(self, input, GROUPS, sizes, check_pool=False)
+        groups = self.num_groups
+        sizes = (("g", groups), ("c", self.num_channels // groups)) if self.affine else (("g", groups),)
+        return run(self, input, GROUPS, sizes, check=_check_groups)
 
 
-def _trailing(k: int) -> tuple[Frame, Frame]:
-    """The frame that pools the last k axes, and the gain on each of their entries."""
-    return _make_trailing(k) if torch.compiler.is_compiling() else _trailing_cached(k)  # a compiler traces no cache
+Said = tuple[Frame, Frame, tuple[tuple[str, int], ...]]
 
 
-def _make_trailing(k: int) -> tuple[Frame, Frame]:
-    names = ("d",) if k == 1 else tuple(f"d{i}" for i in range(k))
+def _trailing(shape: tuple[int, ...]) -> Said:
+    """The frame that pools the last axes, the gain on each of their entries, and their sizes."""
+    return _make_trailing(shape) if torch.compiler.is_compiling() else _trailing_cached(shape)  # it traces no cache
+
+
+def _make_trailing(shape: tuple[int, ...]) -> Said:
+    names = ("d",) if len(shape) == 1 else tuple(f"d{i}" for i in range(len(shape)))
     frame = Frame(("...", *names), ("...",))
-    return frame, frame.keep(names)
+    return frame, frame.keep(names), tuple(zip(names, shape, strict=True))
 
 
 _trailing_cached = cache(_make_trailing)
 
 
-def _rows(self: Any, x: Tensor, normalized_shape: tuple[int, ...]) -> Tensor:
-    k = len(normalized_shape)
-    if tuple(x.shape[-k:]) != tuple(normalized_shape):
+def _check_rows(self: Any, x: Tensor, fixed: bool) -> None:
+    shape = tuple(self.normalized_shape)
+    if tuple(x.shape[-len(shape) :]) != shape:
         raise ShapeError(
-            f"{type(self).__name__} was made for normalized_shape={list(normalized_shape)}, the last axes of x; "
+            f"{type(self).__name__} was made for normalized_shape={list(shape)}, the last axes of x; "
             f"this tensor is {list(x.shape)}."
         )
-    return run(self, x, _trailing(k)[0], {}, check_pool=False)
 
 
-def _check_more_than_one(x: Tensor, groups: int) -> None:
-    """torch's ValueError; as in torch, a batch of several samples passes even with one value per group."""
-    n = x.shape[0] * (x.shape[1] // groups)
+def _check_groups(self: Any, x: Tensor, fixed: bool) -> None:
+    """torch's errors; as in torch, a batch of several samples passes even with one value per group."""
+    if x.dim() < 2:
+        raise ShapeError(f"GroupNorm expects [n, c, ...], at least 2 axes; this tensor has {x.dim()}.")
+    n = x.shape[0] * (x.shape[1] // self.num_groups)
     for length in x.shape[2:]:
         n = n * length
     if n == 1:

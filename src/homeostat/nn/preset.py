@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from homeostat.arrays import being_compiled
 from homeostat.norm import count_skipped, hold
-from homeostat.sources import Batch, Running, Source
+from homeostat.sources import BATCH, Running, Source
 
 # What a given source decides itself.
 DECIDED = ("momentum", "track_running_stats")
@@ -64,7 +64,8 @@ class Preset:
 
     @property
     def source(self) -> Source:
-        return self._given or self.default_source()
+        given = self._given
+        return self.default_source() if given is None else given
 
     @source.setter
     def source(self, source: Source | None) -> None:
@@ -77,7 +78,7 @@ class Preset:
         self._given = source
 
     def default_source(self: Any) -> Source:
-        return Batch()
+        return BATCH
 
     def extra_repr(self) -> str:
         own: str = super().extra_repr()  # type: ignore[misc]
@@ -88,8 +89,8 @@ class Remembering(Preset):
     """Presets whose torch class has running statistics."""
 
     def default_source(self: Any) -> Source:
-        if self.running_mean is None:
-            return Batch()
+        if self._buffers["running_mean"] is None:
+            return BATCH
         running: Running | None = self.__dict__.get("_running")  # made once, and again when the momentum is changed
         if running is None or running.momentum != self.momentum:
             running = Running(self.momentum)
