@@ -53,7 +53,7 @@ template <class T> class ColumnLook {
 
     bool missed(const float *f0, const float *f1, const float *f2) const {
         int far = 0;
-        for (i64 j = 0; j < sheet.width; ++j) far |= f1[j] * f1[j] * 65.f > f0[j] * f2[j] * 64.f;
+        for (i64 j = 0; j < sheet.width; ++j) far |= f1[j] * f1[j] * 17.f > f0[j] * f2[j] * 16.f;
         return far;
     }
     void flush(const float *about, double *s0, double *s1, double *s2) {

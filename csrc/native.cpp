@@ -56,7 +56,7 @@ static bool update_running(Address mean, Address var, Address tracked, Address s
 // ---- the kernels, one set per instruction set, the best this machine has
 
 #if defined(__x86_64__)
-extern const Kernels kernels_v2, kernels_v3, kernels_v4;
+extern const Kernels kernels_v2, kernels_v3, kernels_v4, kernels_v4b; // v4b: v4 with bfloat16's own instruction
 static bool has_v4() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -70,11 +70,10 @@ static const Kernels &choose() {
     const std::string name = asked ? asked : "";
     if (name == "v2") return kernels_v2;
     if (name == "v3" && has_v3()) return kernels_v3;
-    if (name.empty() || name == "v4") {
-        if (has_v4()) return kernels_v4;
-        if (name.empty()) return has_v3() ? kernels_v3 : kernels_v2;
-    }
-    throw std::runtime_error("HOMEOSTAT_ISA=" + name + " is not v2, v3 or v4, or this machine does not have it");
+    if (name == "v4" && has_v4()) return kernels_v4;
+    if ((name.empty() || name == "v4b") && has_v4() && __builtin_cpu_supports("avx512bf16")) return kernels_v4b;
+    if (name.empty()) return has_v4() ? kernels_v4 : has_v3() ? kernels_v3 : kernels_v2;
+    throw std::runtime_error("HOMEOSTAT_ISA=" + name + " is not v2, v3, v4 or v4b, or this machine does not have it");
 }
 #else
 extern const Kernels kernels_base;

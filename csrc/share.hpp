@@ -24,7 +24,7 @@ double given(const Call &call, const void *of, i64 g) {
 
 double within(double least, double x, double most) { return x < least ? least : x > most ? most : x; }
 
-Stat stat(const Call &call, double mean, double var, double share) {
+INLINE Stat stat(const Call &call, double mean, double var, double share) {
     const double r = 1.0 / std::sqrt(var + call.eps) + 0.0 * var; // overflow makes NaN, not 0
     const float hi = call.center ? float(mean) : 0.f, lo = call.center ? float(mean - hi) : 0.f;
     return {hi, lo, float(r), lo, float(r), float(share)};
@@ -36,11 +36,12 @@ Stat constant(const Call &call, i64 g) { return stat(call, given(call, call.mean
 // What was measured, told and made a statistic; of a group nobody was measured in, the identity.
 //
 // Pulled: z = xhat ratio + off, which brings the batch's statistics to those remembered, as far as the bounds let it.
-Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g) {
+INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g) {
     if (f.mean) f.mean[g] = m.mean, f.m2[g] = m.m2;
     if (f.count) f.count[g] = m.n;
     if (!(m.n > 0)) return {0.f, 0.f, 1.f, 0.f, 1.f, 0.f};
-    Stat s = stat(call, m.mean, m.m2 / m.n, 1.0 / m.n);
+    const double share = 1.0 / m.n;
+    Stat s = stat(call, m.mean, m.m2 * share, share);
     if (call.trust == Trust::pulled) {
         const double own = std::sqrt(m.m2 / m.n + call.eps), sigma = std::sqrt(given(call, call.var, g) + call.eps);
         const double ratio = within(1.0 / call.r_max, own / sigma, call.r_max);

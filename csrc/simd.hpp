@@ -66,6 +66,9 @@ INLINE vh halve(vu u) { // the lower halves of values below 2^16
 }
 
 INLINE vh narrow(vf f) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)f);
+#else
     const vu u = (vu)f;
     const vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
 #if defined(__AVX512F__)
@@ -74,6 +77,7 @@ INLINE vh narrow(vf f) {
 #else
     const vu nan = (vu)(f != f);
     return halve((r & ~nan) | (nan & 0x7fc0u));
+#endif
 #endif
 }
 
@@ -195,6 +199,21 @@ INLINE vf keep(vf f, i64 n) {
     return load(lane);
 }
 #endif
+
+// ---- one element
+
+INLINE float single(float x) { return x; }
+INLINE float single(bf16 x) {
+    const std::uint32_t u = std::uint32_t(x.bits) << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+INLINE float single(f16 x) {
+    vh h{};
+    h[0] = x.bits;
+    return widen16(h)[0];
+}
 
 // ---- past the cache: what is written and not read again need not push out what will be
 

@@ -259,10 +259,10 @@ def test_the_route_by_torchs_operators_gives_the_same(name, monkeypatch):
     want = everything(copy.deepcopy(layer), x)
     chosen = routes.route
 
-    def prefer_aten(x, weight, bias, where, job, wanted=False):
+    def prefer_aten(x, weight, bias, where, job, wanted, task):
         if where is None and routes.aten_equals(job, wanted):
             return "aten", None
-        return chosen(x, weight, bias, where, job, wanted)
+        return chosen(x, weight, bias, where, job, wanted, task)
 
     monkeypatch.setattr(routes, "route", prefer_aten)
     assert_same(everything(layer, x), want, 1e-4, 1e-4)

@@ -118,7 +118,7 @@ def test_any_layer_on_any_input_agrees_with_float64(block):
         check(seed)
 
 
-@pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
+@pytest.mark.parametrize("isa", ["v2", "v3", "v4", "v4b"])
 def test_every_instruction_set_this_machine_has_agrees_with_float64(isa):
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_kernels\n"  # noqa: PTH120
     code += "for seed in range(1000, 1120): test_kernels.check(seed)\n"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat import door, memory, ops
+from homeostat import door, memory, routes
 from homeostat.arrays import backend_of, being_compiled
 from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
 from homeostat.gains import Learned
@@ -109,19 +109,21 @@ def run(
     """
     source: Source = layer.source
     training = layer.training
-    names = source.names
     trust: Trust = THROUGH
     writes = False
     state: dict[str, Any] = {}
-    if names:
+    if source.names:
         writes = training and getattr(layer, "track_running_stats", True)
-        state = _state(layer, names, x)
+        state = _state(layer, source.names, x)
         trust = source.trust(memory.recall(state, writes), training)
-    fixed = isinstance(trust, Fixed)
+    frame = layer.state_frame if isinstance(trust, Fixed) else source.frame(frame, training)
     weight, bias = _learned(layer)
-    job = _job(layer, x, frame, sizes, where, labels, check, trust, source, weight, bias)
-    y: Tensor
-    y, m = ops.normalize(x, weight, bias, where, job, writes and not fixed)
+    if where is None and not labels and not being_compiled():
+        job, told = _known(layer, x, frame, sizes, check, trust, weight, bias)
+    else:
+        job = _job(layer, x, frame, sizes, where, labels, check, trust, weight, bias)
+        told = routes.UNKNOWN
+    y, m = routes.normalize(x, weight, bias, where, job, writes, told)
     if m is not None and not (isinstance(m.count, float) and m.count == 0):
         memory.remember(
             source, state, layer.num_batches_skipped, _average(m, job.plan, layer.state_frame), _name(layer)
@@ -145,8 +147,44 @@ def _learned(layer: Any) -> tuple[Tensor | None, Tensor | None]:
     return layer.weight, layer.bias
 
 
-# What was checked and planned for a kind of layer and a shape of input: plan, and plan of the gain.
-_FITS: dict[Any, tuple[Plan, Plan | None]] = {}
+# What was checked, planned and laid out for a kind of layer and a kind of input.
+_KNOWN: dict[Any, tuple[Job, Any]] = {}
+
+
+def _known(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Sizes,
+    check: Check | None,
+    trust: Trust,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Job, Any]:
+    """The everyday call finds what was found before: its job, and what the compiled kernels are told."""
+    key = (
+        type(layer),
+        frame,
+        layer.gain_frame,
+        sizes,
+        x.shape,
+        x.stride() if x.layout is torch.strided else x.layout,
+        x.dtype,
+        layer.eps,
+        layer.center,
+        None if weight is None else weight.shape,
+        None if bias is None else bias.shape,
+        type(trust) if trust is THROUGH else trust.kind(),  # type: ignore[union-attr]
+    )
+    found = _KNOWN.get(key)
+    if found is None:
+        job = _job(layer, x, frame, sizes, None, None, check, trust, weight, bias)
+        found = job, routes.told(x, None, job)
+        if len(_KNOWN) >= 4096:
+            _KNOWN.clear()
+        _KNOWN[key] = job._replace(trust=THROUGH), found[1]  # tensors are not kept
+        return found
+    return found if trust is THROUGH else (found[0]._replace(trust=trust), found[1])
 
 
 def _job(
@@ -158,38 +196,23 @@ def _job(
     labels: Mapping[str, Any] | None,
     check: Check | None,
     trust: Trust,
-    source: Source,
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Job:
-    """The job of this call. Shapes are checked once: the everyday call finds what was found before."""
+    """The job of this call, all its shapes checked."""
     fixed = isinstance(trust, Fixed)
-    frame = layer.state_frame if fixed else source.frame(frame, layer.training)
-    gain_frame = layer.gain_frame
     eps, center = layer.eps, layer.center
     if eps is None and not center:
         eps = _spacing(x)
     if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
         door.check_eps(eps)
-    everyday = where is None and not labels and not being_compiled()
-    key: Any = None
-    if everyday:
-        given = () if trust is THROUGH else (trust.mean.shape, trust.var.shape)  # type: ignore[union-attr]
-        shapes = (None if weight is None else weight.shape, None if bias is None else bias.shape)
-        key = (type(layer), frame, gain_frame, sizes, x.shape, x.dtype, x.layout, center, fixed, shapes, given)
-        found = _FITS.get(key)
-        if found is not None:
-            return Job(found[0], found[1], (), trust, eps, center)
     if check is not None:
         check(layer, x, fixed)
-    refuses_one = layer.center and check is None and not fixed
+    refuses_one = center and check is None and not fixed
     plan, codes = _planned(x, frame, dict(sizes), labels or {}, where, refuses_one, layer)
+    gain_frame = layer.gain_frame
     gain = None if gain_frame is None else plan.keep(gain_frame)
     _check_fit(layer, gain, weight, bias, plan, trust)
-    if everyday:
-        if len(_FITS) >= 4096:
-            _FITS.clear()
-        _FITS[key] = plan, gain
     return Job(plan, gain, codes, trust, eps, center)
 
 

@@ -12,48 +12,80 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from homeostat.arrays import backend_of
 from homeostat.kernels import aten, fused, reference
 from homeostat.kernels.eager import Eager
 from homeostat.kernels.groups import groups_of
-from homeostat.kernels.reference import Job, Seen, cleaned
+from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
 from homeostat.trust import Fixed, Through
+
+# Looked up once: layers of small tensors feel every lookup.
+is_exporting, is_compiling = torch.compiler.is_exporting, torch.compiler.is_compiling
+tracing, modes = torch._C._get_tracing_state, torch._C._len_torch_dispatch_stack
+transforming = torch._C._are_functorch_transforms_active
+KINDS = (torch.Tensor, torch.nn.Parameter)
 
 Result = tuple[Tensor, Moments | None]
 _B = backend_of(torch.empty(0))
 
 
+UNKNOWN = object()
+
+
+def told(x: Tensor, where: Tensor | None, job: Job) -> Any:
+    """What the compiled kernels are told about such a tensor; None where they do not apply."""
+    if not x.is_cpu or type(x) not in KINDS or job.eps == "auto" or torch.compiler.is_compiling():
+        return None
+    return fused.task_of(x, where, job)
+
+
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    where: Tensor | None,
+    job: Job,
+    wanted: bool,
+    task: Any = UNKNOWN,
 ) -> Result:
-    """y, and the moments if `wanted` and measured."""
-    name, told = route(x, weight, bias, where, job, wanted)
+    """y, and the moments if `wanted` and measured. `task` is what `told` says, where that is known."""
+    name, task = route(x, weight, bias, where, job, wanted, task)
     if name == "fused":
-        return _fused(x, weight, bias, where, job, told, wanted)
+        return _fused(x, weight, bias, where, job, wanted, task)
     odd = None
     if where is not None:
-        x, where, odd = cleaned(_B, x, where)
+        x, where, odd = reference.cleaned(_B, x, where)
     y, m = _ROUTES[name](x, weight, bias, where, job, wanted)
     return (y if odd is None else _B.fill(y, odd, float("nan"))), m
 
 
 def route(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool = False
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    where: Tensor | None,
+    job: Job,
+    wanted: bool = False,
+    task: Any = UNKNOWN,
 ) -> tuple[str, Any]:
     """Which code computes this job on this torch tensor; for the compiled kernels also their task."""
-    exporting = torch.compiler.is_exporting()
+    exporting = is_exporting()
     if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
         return "aten", None
-    if job.eps == "auto" or exporting or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+    if job.eps == "auto" or exporting or is_compiling() or tracing():
         return "composite", None
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if transforming() or forward_ad._current_level >= 0:
         return "composite", None  # vmap, func.grad and jvp go through the reference line by line
-    if type(x) not in (torch.Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+    if type(x) not in KINDS or modes():
         return "composite", None  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter)
-    told = fused.task_of(x, weight, bias, where, job)
-    return ("eager", None) if told is None else ("fused", told)
+    if task is UNKNOWN:
+        task = told(x, where, job)
+    if task is not None and fused.all_plain(x, weight, bias, where, job.trust):
+        return "fused", task
+    return "eager", None
 
 
 def aten_equals(job: Job, wanted: bool) -> bool:
@@ -69,9 +101,9 @@ def _composite(
 
 
 def _fused(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, told: Any, wanted: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool, task: Any
 ) -> Result:
-    y, sums = fused.normalize(x, weight, bias, where, job, told, wanted and not isinstance(job.trust, Fixed))
+    y, sums = fused.normalize(x, weight, bias, where, job, task, wanted and not isinstance(job.trust, Fixed))
     if sums is None:
         return y, None
     mean, m2, count = sums.view(3, *job.plan.groups).unbind(0)

@@ -12,6 +12,7 @@ Pulled      as measured, then brought to a reference mean', sigma' as far as its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from homeostat.arrays import Array
 
@@ -28,6 +29,10 @@ class Fixed:
     mean: Array
     var: Array
 
+    def kind(self) -> tuple[Any, ...]:
+        """What decides how it is served, apart from its values."""
+        return Fixed, self.mean.shape, self.mean.dtype, self.var.shape
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pulled:
@@ -37,6 +42,9 @@ class Pulled:
     var: Array
     r_max: float
     d_max: float
+
+    def kind(self) -> tuple[Any, ...]:
+        return Pulled, self.mean.shape, self.mean.dtype, self.var.shape, self.r_max, self.d_max
 
 
 Trust = Through | Fixed | Pulled

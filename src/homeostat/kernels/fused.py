@@ -15,14 +15,15 @@ from homeostat.kernels import task
 from homeostat.kernels.eager import through_the_reference
 from homeostat.kernels.groups import KeyedGroups
 from homeostat.kernels.reference import Job
-from homeostat.trust import Fixed, Pulled
+from homeostat.trust import THROUGH, Fixed, Pulled
 
 DTYPES = {
     torch.float32: task.FLOAT,
     torch.bfloat16: task.BRAIN,
     torch.float16: task.HALF,
 }
-_KINDS = (Tensor, torch.nn.Parameter)
+_PARAMETER = torch.nn.Parameter
+_KINDS = (Tensor, _PARAMETER)
 # What a tensor is to torch's dispatcher where its address is where its values are: not a subclass, not on another
 # device, not a lazy negation, not a symbolic zero. The second is an inference tensor's.
 _PLAIN = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
@@ -30,7 +31,8 @@ with torch.inference_mode():
     _PLAIN.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
 
 _empty, _empty_like, _threads = torch.empty, torch.empty_like, torch.get_num_threads
-_keys = torch._C._dispatch_keys
+_keys, _CPU, _F64 = torch._C._dispatch_keys, torch.device("cpu"), torch.float64
+_F32 = torch.float32
 
 
 def is_plain(t: Tensor | None) -> bool:
@@ -38,21 +40,34 @@ def is_plain(t: Tensor | None) -> bool:
     return t is None or (type(t) in _KINDS and _keys(t).raw_repr() in _PLAIN)
 
 
-def task_of(x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job) -> Any:
+def all_plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, trust: Any) -> bool:
+    """May the kernels be given these addresses? x is known to be a plain tensor on the CPU."""
+    if x.is_neg() or x._is_zerotensor():
+        return False
+    if (weight is not None and not _is_usual(weight)) or (bias is not None and not _is_usual(bias)):
+        return False
+    if trust is not THROUGH and not (is_plain(trust.mean) and is_plain(trust.var)):
+        return False
+    return where is None or is_plain(where)
+
+
+def _is_usual(p: Tensor) -> bool:
+    """is_plain, in a third of the time for a parameter."""
+    if type(p) is _PARAMETER:
+        return p.is_cpu and not p.is_neg()
+    return is_plain(p)
+
+
+def task_of(x: Tensor, where: Tensor | None, job: Job) -> Any:
     """The kernels' task for x, or None where they do not apply."""
-    trust, dtype = job.trust, DTYPES.get(x.dtype)
-    if dtype is None or job.eps == "auto" or not (is_plain(x) and is_plain(weight) and is_plain(bias)):
+    trust, dtype, plan = job.trust, DTYPES.get(x.dtype), job.plan
+    if dtype is None:
         return None
-    wide = False
-    if isinstance(trust, Fixed | Pulled):
-        if not (is_plain(trust.mean) and is_plain(trust.var)):
-            return None
-        wide = trust.mean.dtype is torch.float64
-    plan = job.plan
+    wide = isinstance(trust, Fixed | Pulled) and trust.mean.dtype is torch.float64
     strides = x.stride() if len(plan.shape) == x.dim() else x.detach().view(plan.shape).stride()
     steps = None
     if where is not None:
-        if not is_plain(where) or job.codes:
+        if job.codes:
             return None
         steps = where.expand(x.shape).view(plan.shape).stride()
         # an axis of length 1 may have any stride
@@ -69,43 +84,44 @@ def normalize(
     told: Any,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and [3, groups] mean, M2 and count if wanted and measured. `told` is the task."""
-    scratch = _empty((6 if wanted else 3, told.groups), dtype=torch.float64, device="cpu")  # 3 doubles are 6 floats
-    if torch.is_grad_enabled() and (
+    """y, and mean, M2 and count of each group in turn if wanted and measured. `told` is the task."""
+    learns = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    ):
-        y: Tensor = Fused.apply(x, weight, bias, where, told, job, scratch)  # type: ignore[no-untyped-call]
+    )
+    scratch = None  # 3 doubles are the 6 floats of a statistic as applied
+    if learns or wanted:
+        n = told.groups
+        scratch = _empty(6 * n if wanted else 3 * n, dtype=_F64, device=_CPU)
+    if learns:
+        y: Tensor = _node(x, weight, bias, (where, told, job, scratch))  # type: ignore[no-untyped-call]
     else:
         y = forward(x, weight, bias, where, told, job, scratch)
-    return y, scratch[3:] if wanted else None
+    return y, scratch[3 * told.groups :] if wanted and scratch is not None else None
 
 
 class Fused(torch.autograd.Function):
-    """y; what was measured is written to `scratch`."""
+    """y; what was measured is written to `scratch`. `rest`: where, task, job, scratch."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        where: Tensor | None,
-        told: Any,
-        job: Job,
-        scratch: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
+        where, told, job, scratch = rest
         y = forward(x, weight, bias, where, told, job, scratch)
-        ctx.told, ctx.job = told, job
+        ctx.rest = told, job
         ctx.save_for_backward(x, weight, bias, where, scratch)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, where, scratch = ctx.saved_tensors
+        told, job = ctx.rest
         if torch.is_grad_enabled():
             needed = ctx.needs_input_grad
-            return (*through_the_reference(dy, x, weight, bias, where, ctx.job, needed), None, None, None, None)
-        return (*backward(dy, x, weight, bias, where, ctx.told, ctx.job, scratch), None, None, None, None)
+            return (*through_the_reference(dy, x, weight, bias, where, job, needed), None)
+        return (*backward(dy, x, weight, bias, where, told, job, scratch), None)
+
+
+# Fused.apply without a look for functorch's wrappers, which are not plain and do not come here.
+_node = super(torch.autograd.Function, Fused).apply
 
 
 def forward(
@@ -115,26 +131,27 @@ def forward(
     where: Tensor | None,
     told: Any,
     job: Job,
-    scratch: Tensor,
+    scratch: Tensor | None,
 ) -> Tensor:
     """y; statistics as applied, and behind them moments if there is room, to `scratch`."""
     y = _empty_like(x)
-    w, b = _single(weight), _single(bias)
-    mean, var = _given(job.trust)
-    m, key = _single(where), _key(job)
-    at = scratch.data_ptr()
+    w = weight if weight is None or (weight.dtype is _F32 and weight.is_contiguous()) else _single(weight)
+    b = bias if bias is None or (bias.dtype is _F32 and bias.is_contiguous()) else _single(bias)
+    at = 0 if scratch is None else scratch.data_ptr()
+    room = at + 24 * told.groups if scratch is not None and len(scratch) > 3 * told.groups else 0
+    rest = _NOTHING if job.trust is THROUGH and where is None and not job.codes else _Rest(where, job)
     told.forward(
         x.data_ptr(),
         0 if w is None else w.data_ptr(),
         0 if b is None else b.data_ptr(),
         y.data_ptr(),
         at,
-        at + 24 * told.groups if scratch.shape[0] > 3 else 0,
-        0 if mean is None else mean.data_ptr(),
-        0 if var is None else var.data_ptr(),
+        room,
+        rest.mean,
+        rest.var,
         _threads(),
-        0 if m is None else m.data_ptr(),
-        0 if key is None else key.data_ptr(),
+        rest.where,
+        rest.key,
         0,
         0,
     )
@@ -155,9 +172,12 @@ def backward(
     if dy.stride() != x.stride() or dy.dtype is not x.dtype or not is_plain(dy):
         dy = _empty_like(x).copy_(dy)
     dx = _empty_like(x)
-    w, m, key = _single(weight), _single(where), _key(job)
-    dw = None if weight is None else _empty(weight.shape, dtype=torch.float32, device="cpu")
-    db = None if bias is None else _empty(bias.shape, dtype=torch.float32, device="cpu")
+    w, dw = None, None
+    if weight is not None:
+        usual = weight.dtype is _F32 and weight.is_contiguous()
+        w, dw = (weight, _empty_like(weight)) if usual else (_single(weight), _gradient_of(weight))
+    db = None if bias is None else _gradient_of(bias)
+    rest = _NOTHING if where is None and not job.codes else _Rest(where, job)
     told.backward(
         x.data_ptr(),
         dy.data_ptr(),
@@ -167,11 +187,28 @@ def backward(
         0 if dw is None else dw.data_ptr(),
         0 if db is None else db.data_ptr(),
         _threads(),
-        0 if m is None else m.data_ptr(),
-        0 if key is None else key.data_ptr(),
+        rest.where,
+        rest.key,
         0,
     )
-    return dx, _cast(dw, weight), _cast(db, bias)
+    if weight is not None and weight.dtype is not _F32:
+        return dx, _cast(dw, weight), _cast(db, bias)
+    return dx, dw, db if bias is None or bias.dtype is _F32 else _cast(db, bias)
+
+
+class _Rest:
+    """Addresses of what the everyday call has none of; they live as long as this does."""
+
+    def __init__(self, where: Tensor | None, job: Job) -> None:
+        self.held = *_given(job.trust), _single(where), _key(job)
+        self.mean, self.var, self.where, self.key = (0 if t is None else t.data_ptr() for t in self.held)
+
+
+def _gradient_of(p: Tensor) -> Tensor:
+    """Room for it, in float32."""
+    if p.dtype is _F32 and p.is_contiguous():
+        return _empty_like(p)
+    return _empty(p.shape, dtype=_F32, device=_CPU)
 
 
 def _cast(grad: Tensor | None, p: Tensor | None) -> Tensor | None:
@@ -203,3 +240,6 @@ def _key(job: Job) -> Tensor | None:
 
     key: Tensor = KeyedGroups(_B, job.plan, job.codes).key
     return key.contiguous()
+
+
+_NOTHING = _Rest(None, Job(None))  # type: ignore[arg-type]
