@@ -103,11 +103,7 @@ def _composite(
 def _fused(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool, task: Any
 ) -> Result:
-    y, sums = fused.normalize(x, weight, bias, where, job, task, wanted and not isinstance(job.trust, Fixed))
-    if sums is None:
-        return y, None
-    mean, m2, count = sums.view(3, *job.plan.groups).unbind(0)
-    return y, Moments(float(job.plan.pool) if where is None and not job.codes else count, mean, m2)
+    return fused.normalize(x, weight, bias, where, job, task, wanted and not isinstance(job.trust, Fixed))
 
 
 def _eager(

@@ -15,6 +15,7 @@ from homeostat.kernels import task
 from homeostat.kernels.eager import through_the_reference
 from homeostat.kernels.groups import KeyedGroups
 from homeostat.kernels.reference import Job
+from homeostat.moments import Moments
 from homeostat.trust import THROUGH, Fixed, Pulled
 
 DTYPES = {
@@ -83,8 +84,8 @@ def normalize(
     job: Job,
     told: Any,
     wanted: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """y, and mean, M2 and count of each group in turn if wanted and measured. `told` is the task."""
+) -> tuple[Tensor, Measured | None]:
+    """y, and the moments if wanted and measured. `told` is the task."""
     learns = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     )
@@ -96,7 +97,46 @@ def normalize(
         y: Tensor = _node(x, weight, bias, (where, told, job, scratch))  # type: ignore[no-untyped-call]
     else:
         y = forward(x, weight, bias, where, told, job, scratch)
-    return y, scratch[3 * told.groups :] if wanted and scratch is not None else None
+    if not wanted or scratch is None:
+        return y, None
+    plan = job.plan
+    return y, Measured(scratch, plan.groups, float(plan.pool) if where is None and not job.codes else None)
+
+
+class Measured(Moments):
+    """Moments where the kernel left them: behind the statistics in `scratch`. They become tensors when asked for."""
+
+    __slots__ = ("groups", "pool", "scratch")
+    scratch: Tensor
+    groups: tuple[int, ...]
+    pool: float | None
+
+    def __init__(self, scratch: Tensor, groups: tuple[int, ...], pool: float | None) -> None:
+        for name, value in (("scratch", scratch), ("groups", groups), ("pool", pool)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of mean, M2 and count."""
+        n = self.scratch.numel() // 6 * 8
+        at = self.scratch.data_ptr() + 3 * n
+        return at, at + n, at + 2 * n
+
+    def _part(self, i: int) -> Tensor:
+        n = self.scratch.numel() // 6
+        return self.scratch[i * n : (i + 1) * n].view(self.groups)
+
+    @property
+    def mean(self) -> Tensor:  # type: ignore[override]
+        return self._part(3)
+
+    @property
+    def m2(self) -> Tensor:  # type: ignore[override]
+        return self._part(4)
+
+    @property
+    def count(self) -> Any:  # type: ignore[override]
+        return self._part(5) if self.pool is None else self.pool
 
 
 class Fused(torch.autograd.Function):

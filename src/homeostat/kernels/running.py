@@ -17,36 +17,49 @@ def update_running(
     mean: Tensor, var: Tensor, tracked: Tensor, skipped: Tensor, m: Moments, momentum: float | None
 ) -> bool:
     """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
-    buffers = (mean, var, tracked, skipped)
     dtype = DTYPES.get(mean.dtype)
     if cpu.native is None or dtype is None or mean.dtype is not var.dtype or tracked.dtype is not torch.int64:
         return False
+    buffers = (mean, var, tracked, skipped)
     for t in buffers:
-        if not (fused.is_plain(t) and t.is_contiguous()):
+        if type(t) is not Tensor or not t.is_cpu or t.is_neg() or not t.is_contiguous():
             return False
-    if not (mean.shape == var.shape == m.mean.shape == m.m2.shape) or mean.numel() == 0:
-        return False  # tensor operations will say what does not fit
-    if m.mean.dtype is not torch.float64 or not fused.is_plain(m.mean) or not fused.is_plain(m.m2):
+    found = _seen(m, mean) if mean.shape == var.shape else None
+    if found is None:
         return False
-    count = m.count
-    if not isinstance(count, float):
-        if not fused.is_plain(count) or count.dtype is not torch.float64:
-            return False
-        count = count.expand(mean.shape).contiguous()
-    seen_mean, seen_m2 = m.mean.contiguous(), m.m2.contiguous()
+    at, count, held = found
     cpu.native.update_running(
         mean.data_ptr(),
         var.data_ptr(),
         tracked.data_ptr(),
         skipped.data_ptr(),
-        seen_mean.data_ptr(),
-        seen_m2.data_ptr(),
-        0 if isinstance(count, float) else count.data_ptr(),
-        count if isinstance(count, float) else 0.0,
+        *at,
+        count,
         mean.numel(),
         math.nan if momentum is None else momentum,
         dtype,
     )
-    written = tuple(t for t in buffers if not t.is_inference())  # those have no version
-    torch._C._autograd._unsafe_set_version_counter(written, tuple([t._version + 1 for t in written]))
+    del held
+    torch._C._increment_version(buffers)  # autograd sees a write
     return True
+
+
+def _seen(m: Moments, mean: Tensor) -> tuple[tuple[int, int, int], float, object] | None:
+    """Addresses of mean, M2 and count (0 if it is one number), that number, and what must live as long as they."""
+    if isinstance(m, fused.Measured):
+        if m.groups != tuple(mean.shape):
+            return None
+        at = m.addresses
+        return (at, 0.0, m) if m.pool is None else ((at[0], at[1], 0), m.pool, m)
+    count = m.count
+    if not (mean.shape == m.mean.shape == m.m2.shape) or mean.numel() == 0:
+        return None  # tensor operations will say what does not fit
+    if m.mean.dtype is not torch.float64 or not fused.is_plain(m.mean) or not fused.is_plain(m.m2):
+        return None
+    seen = m.mean.contiguous(), m.m2.contiguous()
+    if isinstance(count, float):
+        return (seen[0].data_ptr(), seen[1].data_ptr(), 0), count, seen
+    if not fused.is_plain(count) or count.dtype is not torch.float64:
+        return None
+    count = count.expand(mean.shape).contiguous()
+    return (seen[0].data_ptr(), seen[1].data_ptr(), count.data_ptr()), 0.0, (seen, count)
