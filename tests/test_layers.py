@@ -50,6 +50,7 @@ MAY_LOAD_OPTIONAL = (
     "kernels/eager.py",
     "kernels/running.py",
     "kernels/fused.py",
+    "kernels/registered.py",
 )
 
 # What `import homeostat` may take, NumPy included, where NumPy alone takes 0.080. Seconds of the importing thread.

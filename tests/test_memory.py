@@ -180,8 +180,9 @@ def test_memory_is_written_by_remember_alone():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writers:
                 found.add(path.name)
     # norm.py and preset.py reset to the beginning, states.py restores a snapshot, running.py is remember's native half
-    # fused.py copies a gradient into an array of its own
-    assert found == {"fused.py", "memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
+    # fused.py and registered.py copy gradients and results into arrays of their own
+    own = {"fused.py", "registered.py"}
+    assert found == own | {"memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
 
 
 def test_a_trial_reverts_buffers_that_were_exchanged_and_lazy_layers_that_woke_up():

@@ -60,10 +60,11 @@ class Frame:
     kept: tuple[Keep, ...]
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
+    def __post_init__(self) -> None:
+        """Hashed once: every call of a layer looks its plan up by its frame."""
+        object.__setattr__(self, "_hash", hash((self.axes, self.kept)))
+
     def __hash__(self) -> int:
-        """Kept once computed: every call of a layer looks its plan up by its frame."""
-        if not self._hash:
-            object.__setattr__(self, "_hash", hash((self.axes, self.kept)) or 1)
         return self._hash
 
     def __reduce__(self) -> Any:

@@ -2,8 +2,9 @@
 
 fused      CPU in plain eager mode, float32, bfloat16 and float16: the compiled kernels    (kernels/fused.py)
 eager      CPU in plain eager mode, what they do not take: one autograd node               (kernels/eager.py)
+registered torch.compile on the CPU: the compiled kernels as operators                     (kernels/registered.py)
 aten       exported graphs, and devices without kernels of ours, where torch has the same operator
-composite  everything else: torch.compile, functorch, forward AD, subclasses, eps="auto"   (kernels/reference.py)
+composite  everything else: functorch, forward AD, subclasses, eps="auto"                  (kernels/reference.py)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from homeostat.arrays import backend_of
-from homeostat.kernels import aten, fused, reference
+from homeostat.kernels import aten, fused, reference, registered
 from homeostat.kernels.eager import Eager
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
@@ -75,6 +76,8 @@ def route(
     exporting = is_exporting()
     if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
         return "aten", None
+    if is_compiling() and not exporting and where is None and job.eps != "auto" and not transforming():
+        return ("registered" if registered.applies(x, weight, bias, job) else "composite"), None
     if job.eps == "auto" or exporting or is_compiling() or tracing():
         return "composite", None
     if transforming() or forward_ad._current_level >= 0:
@@ -106,6 +109,16 @@ def _fused(
     return fused.normalize(x, weight, bias, where, job, task, wanted and not isinstance(job.trust, Fixed))
 
 
+def _registered(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
+) -> Result:
+    y, scratch = registered.normalize(x, weight, bias, job)
+    if not wanted or isinstance(job.trust, Fixed):
+        return y, None
+    sums = scratch.view(6, *job.plan.groups)
+    return y, Moments(float(job.plan.pool), sums[3], sums[4])
+
+
 def _eager(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
@@ -120,4 +133,4 @@ def _aten(
     return y, seen.moments(groups_of(_B, job.plan)) if wanted and seen is not None else None
 
 
-_ROUTES = {"composite": _composite, "eager": _eager, "aten": _aten}
+_ROUTES = {"registered": _registered, "composite": _composite, "eager": _eager, "aten": _aten}

@@ -127,15 +127,15 @@ class Measured(Moments):
         return self.scratch[i * n : (i + 1) * n].view(self.groups)
 
     @property
-    def mean(self) -> Tensor:  # type: ignore[override]
+    def mean(self) -> Tensor:
         return self._part(3)
 
     @property
-    def m2(self) -> Tensor:  # type: ignore[override]
+    def m2(self) -> Tensor:
         return self._part(4)
 
     @property
-    def count(self) -> Any:  # type: ignore[override]
+    def count(self) -> Any:
         return self._part(5) if self.pool is None else self.pool
 
 
