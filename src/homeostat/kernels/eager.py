@@ -68,6 +68,26 @@ class Eager(torch.autograd.Function):
         return dx.reshape(x.shape).to(x.dtype), dw, db, None, None
 
 
+def by_closed_form(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dx, dweight, dbias where nothing was kept from the forward."""
+    g = groups_of(_B, job.plan)
+    work = _B.work_dtype(x)
+    z, dz = x.reshape(job.plan.shape).to(work), dy.reshape(job.plan.shape).to(work)
+    gain, _shift = reference.gains(_B, z, weight, bias, job)
+    seen, pull = None, None
+    if isinstance(job.trust, Fixed):
+        hi, lo, r = reference.fixed(_B, z, g, job.trust, job)
+    else:
+        seen = reference.measure(_B, z, g, None, job.center)
+        hi, lo, r = seen.hi, seen.lo, reference.scale(_B, seen, job.eps)
+        if isinstance(job.trust, Pulled):
+            pull = reference.pulled(_B, g, job.trust, seen, job.eps)
+    dx, xhat = reference.gradient(_B, dz, z, g, seen, hi, lo, r, gain, None, job.center, pull)
+    return dx.reshape(x.shape).to(x.dtype), *_gain_gradients(dz, xhat, weight, bias, job)
+
+
 def _tensor(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 

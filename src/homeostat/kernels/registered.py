@@ -16,7 +16,7 @@ from torch import Tensor
 
 from homeostat.frame import Frame
 from homeostat.kernels import cpu, fused, reference
-from homeostat.kernels.eager import _B, through_the_reference
+from homeostat.kernels.eager import _B, by_closed_form
 from homeostat.kernels.reference import Job
 from homeostat.plan import Plan, plan_for
 from homeostat.trust import THROUGH, Fixed, Pulled, Trust
@@ -121,13 +121,9 @@ def _gradient(
     if told is not None:
         found: tuple[Tensor | None, ...] = fused.backward(dy, x, weight, bias, None, told, job, scratch)
     else:
-        needed = (True, weight is not None, bias is not None)
-        with torch.enable_grad():
-            z, w, b = (t if t is None else t.detach().requires_grad_() for t in (x, weight, bias))
-            assert z is not None
-            found = through_the_reference(dy, z, w, b, None, job, needed)
-        found = (torch.empty_like(x).copy_(found[0]), *found[1:])  # type: ignore[arg-type]
-    return tuple(x.new_empty(0) if t is None else t.detach() for t in found)  # type: ignore[return-value]
+        dx, *gains = by_closed_form(dy, x, weight, bias, job)
+        found = (torch.empty_like(x).copy_(dx), *gains)
+    return tuple(x.new_empty(0) if t is None else t for t in found)  # type: ignore[return-value]
 
 
 def _groups(plan: Plan) -> Any:
@@ -168,3 +164,12 @@ def _backward(ctx: Any, dy: Tensor, _scratch: Any) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("homeostat::normalize", _backward, setup_context=_remember_inputs, lib=_LIBRARY)
+
+
+def _no_second(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "a second derivative through torch.compile is not there, neither here nor in torch; call the layer uncompiled."
+    )
+
+
+torch.library.register_autograd("homeostat::gradient", _no_second, lib=_LIBRARY)
