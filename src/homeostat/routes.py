@@ -76,12 +76,12 @@ def route(
     exporting = is_exporting()
     if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
         return "aten", None
-    if is_compiling() and not exporting and where is None and job.eps != "auto" and not transforming():
-        return ("registered" if registered.applies(x, weight, bias, job) else "composite"), None
-    if job.eps == "auto" or exporting or is_compiling() or tracing():
+    if job.eps == "auto" or exporting or tracing():
         return "composite", None
     if transforming() or forward_ad._current_level >= 0:
         return "composite", None  # vmap, func.grad and jvp go through the reference line by line
+    if is_compiling():
+        return ("registered" if where is None and registered.applies(x, job) else "composite"), None
     if type(x) not in KINDS or modes():
         return "composite", None  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter)
     if task is UNKNOWN:
