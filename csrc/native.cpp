@@ -191,6 +191,7 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // tasks live in caches to the end of the process
     using Free = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Task>(m, "Task", "Everything about a call except its arrays, which are addresses; 0 for what is absent.")
+        .def_prop_ro("adds", [](const Task &t) { return way(t.call) == Way::rows; }, "May `other` be added on the way?")
         .def_prop_ro("groups", [](const Task &t) { return t.call.at.groups(); })
         .def("forward", &forward, Free(),
              "y and the statistics of x: (x, weight, bias, y, stats, sums, mean, var, threads, where, label, other, sum)")

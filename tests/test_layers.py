@@ -51,6 +51,7 @@ MAY_LOAD_OPTIONAL = (
     "kernels/running.py",
     "kernels/fused.py",
     "kernels/registered.py",
+    "kernels/outputs.py",
 )
 
 # What `import homeostat` may take, NumPy included, where NumPy alone takes 0.080. Seconds of the importing thread.

@@ -27,6 +27,7 @@ from homeostat.reading import measure as measure
 from homeostat.reading import normalize as normalize
 from homeostat.sources import Batch as Batch
 from homeostat.sources import Frozen as Frozen
+from homeostat.sources import Renorm as Renorm
 from homeostat.sources import Running as Running
 from homeostat.sources import Source as Source
 
@@ -62,6 +63,7 @@ __all__ = [
     "Moments",
     "Norm",
     "Reading",
+    "Renorm",
     "Running",
     "ShapeError",
     "Source",

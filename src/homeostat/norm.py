@@ -18,6 +18,7 @@ from homeostat import door, memory, routes
 from homeostat.arrays import backend_of, being_compiled
 from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
 from homeostat.gains import Learned
+from homeostat.kernels import fused
 from homeostat.kernels.reference import Job
 from homeostat.labels import is_coded
 from homeostat.moments import Moments
@@ -85,6 +86,10 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, where: Tensor | None = None, **labels: Any) -> Tensor:
         return run(self, x, self.frame, tuple(self.sizes.items()), where, labels)
 
+    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """x + other, and that normalized: a residual stream in one pass over memory."""
+        return add(self, x, other, self.frame, tuple(self.sizes.items()))
+
     def extra_repr(self) -> str:
         sizes = "".join(f", {name}={n}" for name, n in {**self.sizes, **self.counts}.items())
         center = "" if self.center else ", center=False"
@@ -129,6 +134,23 @@ def run(
             source, state, layer.num_batches_skipped, _average(m, job.plan, layer.state_frame), _name(layer)
         )
     return y
+
+
+def add(
+    layer: Any, x: Tensor, other: Tensor, frame: Frame, sizes: Sizes, check: Check | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + other, and what the layer makes of it; in one pass where the kernels can."""
+    alike = x.shape == other.shape and x.dtype is other.dtype and x.stride() == other.stride()
+    if alike and not layer.source.names and not layer.frame.labels and not being_compiled():
+        weight, bias = _learned(layer)
+        job, told = _known(layer, x, frame, sizes, check, THROUGH, weight, bias)
+        if told is not None and told.adds and type(other) is type(x):
+            name, task = routes.route(x, weight, bias, other, job, task=told)  # `other` must be as plain as weights
+            if name == "fused":
+                total, y = fused.add(x, other, weight, bias, job, task)
+                return total, y
+    total = x + other
+    return total, layer(total)
 
 
 def _state(layer: Any, names: tuple[str, ...], x: Tensor) -> dict[str, Any]:

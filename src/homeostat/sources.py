@@ -2,6 +2,7 @@
 
     Batch()      trusts this tensor, remembers nothing
     Running(k)   trusts this tensor in training, b <- (1 - k) b + k new; in evaluation trusts b
+    Renorm(r, d) trusts this tensor as far as bounds let it stray from b, in training; in evaluation b
     Frozen(s)    trusts what s remembered, and nothing new, whatever `.train()` says
 
 A source is a frozen value without tensors. What it remembers lives on the layer, under torch's names; a variant is a
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from homeostat.arrays import Array
 from homeostat.frame import Frame
 from homeostat.moments import Moments
-from homeostat.trust import THROUGH, Fixed, Trust
+from homeostat.trust import THROUGH, Fixed, Pulled, Trust
 
 State = Mapping[str, Array]
 
@@ -108,6 +109,30 @@ class Running(Source):
 
         mean, var, tracked = (state[name] for name in self.names)
         return running.update_running(mean, var, tracked, skipped, m, self.momentum)
+
+
+@dataclass(frozen=True)
+class Renorm(Running):
+    """Batch renormalization: as the running statistics would have it, in training too, as far as bounds allow.
+
+    y = xhat r + d    r = clip(sigma / sigma', 1 / r_max, r_max)    d = clip((mean - mean') / sigma', -d_max, d_max)
+
+    mean', sigma' are remembered, r and d constants to the gradient. With r_max=1 and d_max=0 it is Running.
+    """
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.r_max >= 1 and self.d_max >= 0):
+            raise ValueError(f"r_max={self.r_max!r} must be at least 1 and d_max={self.d_max!r} at least 0.")
+
+    def trust(self, state: State, training: bool) -> Trust:
+        if not training:
+            return super().trust(state, training)
+        # copies: a second derivative would read them again, after this forward has written
+        return Pulled(state["running_mean"].clone(), state["running_var"].clone(), self.r_max, self.d_max)
 
 
 @dataclass(frozen=True)

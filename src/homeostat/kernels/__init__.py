@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from homeostat.kernels.cpu import info as info
 
-__all__ = ["info"]
+__all__ = ["info", "pool"]
+
+
+def pool(size: int) -> Any:
+    """A context in which outputs of 32 MiB and more reuse memory, at most `size` bytes of it."""
+    from homeostat.kernels.outputs import Pool
+
+    return Pool(size)

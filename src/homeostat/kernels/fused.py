@@ -14,6 +14,7 @@ from torch import Tensor
 from homeostat.kernels import task
 from homeostat.kernels.eager import through_the_reference
 from homeostat.kernels.groups import KeyedGroups
+from homeostat.kernels.outputs import output_like
 from homeostat.kernels.reference import Job
 from homeostat.moments import Moments
 from homeostat.trust import THROUGH, Fixed, Pulled
@@ -160,6 +161,41 @@ class Fused(torch.autograd.Function):
         return (*backward(dy, x, weight, bias, where, told, job, scratch), None)
 
 
+class FusedAdd(torch.autograd.Function):
+    """s = x + other and y, the normalized s; one pass. `rest`: task, job, scratch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, rest: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        told, job, scratch = rest
+        total = output_like(x)
+        y = forward(x, weight, bias, None, told, job, scratch, other, total)
+        ctx.rest = told, job
+        ctx.save_for_backward(total, weight, bias, scratch)
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, bias, scratch = ctx.saved_tensors
+        told, job = ctx.rest
+        if dy is None:
+            return ds, ds, None, None, None
+        if torch.is_grad_enabled():
+            dx, dw, db = through_the_reference(dy, total, weight, bias, None, job, (True, *ctx.needs_input_grad[2:4]))
+            dx = dx if ds is None or dx is None else dx + ds
+        else:
+            dx, dw, db = backward(dy, total, weight, bias, None, told, job, scratch, ds)
+        return dx, dx, dw, db, None
+
+
+def add(x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job, told: Any) -> Any:
+    """x + other, and that normalized."""
+    scratch = _empty(3 * told.groups, dtype=_F64, device=_CPU)
+    return FusedAdd.apply(x, other, weight, bias, (told, job, scratch))  # type: ignore[no-untyped-call]
+
+
 # Fused.apply without a look for functorch's wrappers, which are not plain and do not come here.
 _node = super(torch.autograd.Function, Fused).apply
 
@@ -172,9 +208,11 @@ def forward(
     told: Any,
     job: Job,
     scratch: Tensor | None,
+    other: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
-    """y; statistics as applied, and behind them moments if there is room, to `scratch`."""
-    y = _empty_like(x)
+    """y; statistics as applied, and behind them moments if there is room, to `scratch`; x + other to `total`."""
+    y = output_like(x)
     w = weight if weight is None or (weight.dtype is _F32 and weight.is_contiguous()) else _single(weight)
     b = bias if bias is None or (bias.dtype is _F32 and bias.is_contiguous()) else _single(bias)
     at = 0 if scratch is None else scratch.data_ptr()
@@ -192,8 +230,8 @@ def forward(
         _threads(),
         rest.where,
         rest.key,
-        0,
-        0,
+        0 if other is None else other.data_ptr(),
+        0 if total is None else total.data_ptr(),
     )
     return y
 
@@ -207,11 +245,12 @@ def backward(
     told: Any,
     job: Job,
     scratch: Tensor,
+    ds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dx, dweight, dbias"""
-    if dy.stride() != x.stride() or dy.dtype is not x.dtype or not is_plain(dy):
-        dy = _empty_like(x).copy_(dy)
-    dx = _empty_like(x)
+    """dx (and on top of it ds, if there is one), dweight, dbias"""
+    dy = _like(dy, x)
+    ds = None if ds is None else _like(ds, x)
+    dx = output_like(x)
     w, dw = None, None
     if weight is not None:
         usual = weight.dtype is _F32 and weight.is_contiguous()
@@ -229,11 +268,18 @@ def backward(
         _threads(),
         rest.where,
         rest.key,
-        0,
+        0 if ds is None else ds.data_ptr(),
     )
     if weight is not None and weight.dtype is not _F32:
         return dx, _cast(dw, weight), _cast(db, bias)
     return dx, dw, db if bias is None or bias.dtype is _F32 else _cast(db, bias)
+
+
+def _like(dy: Tensor, x: Tensor) -> Tensor:
+    """A gradient as its tensor lies in memory."""
+    if dy.stride() != x.stride() or dy.dtype is not x.dtype or not is_plain(dy):
+        return _empty_like(x).copy_(dy)
+    return dy
 
 
 class _Rest:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Preset
-from homeostat.norm import run
+from homeostat.norm import add, run
 
 GROUPS = Frame.parse("n (g c) ... -> n g")
 PER_CHANNEL = GROUPS.keep("(g c)")
@@ -34,6 +34,11 @@ class LayerNorm(Preset, torch.nn.LayerNorm):
         frame, _, sizes = _trailing(self.normalized_shape)
         return run(self, input, frame, sizes, check=_check_rows)
 
+    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """x + other, and that normalized: a residual stream in one pass over memory."""
+        frame, _, sizes = _trailing(self.normalized_shape)
+        return add(self, x, other, frame, sizes, _check_rows)
+
 
 class RMSNorm(Preset, torch.nn.RMSNorm):
     """Each row of the last axes by its own root mean square."""
@@ -55,6 +60,11 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
         """x / sqrt(mean(x^2) + eps) w; without an eps, the spacing at 1 of the dtype of the arithmetic"""
         frame, _, sizes = _trailing(self.normalized_shape)
         return run(self, x, frame, sizes, check=_check_rows)
+
+    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """x + other, and that normalized: a residual stream in one pass over memory."""
+        frame, _, sizes = _trailing(self.normalized_shape)
+        return add(self, x, other, frame, sizes, _check_rows)
 
 
 class GroupNorm(Preset, torch.nn.GroupNorm):
