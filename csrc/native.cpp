@@ -124,7 +124,7 @@ static Call with(const Task &task, Address where, Address label, Address mean, A
     Call call = task.call;
     call.where = maybe<const float>(where), call.label = maybe<const std::int64_t>(label);
     call.mean = maybe<const void>(mean), call.var = maybe<const void>(var);
-    call.threads = std::max(threads, 1);
+    call.threads = threads > 0 ? threads : usual_threads();
     const Layout &l = call.at;
     if ((l.labels > 0) != (label != 0)) throw std::invalid_argument("labels are given exactly where the layout has them");
     for (std::int64_t b = 0; call.label && b < l.B; ++b)

@@ -18,6 +18,15 @@ inline Part part(std::int64_t n, int thread, int threads) {
     return {n * thread / threads, n * (thread + 1) / threads};
 }
 
+// As many as the runtime would take by itself.
+inline int usual_threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 // body(thread, threads)
 template <class F> void team(int threads, const F &body) {
     if (threads <= 1) return body(0, 1);

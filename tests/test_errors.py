@@ -668,7 +668,7 @@ NORMS = [
     Bad(
         "a gain on no axis",
         lambda: hs.Norm("n c -> c", gain=hs.Learned("k"), k=4),
-        '"n c -> c" has no axis or label k; its axes are n, c.',
+        '"n c -> k" keeps k, which is not an axis of x; its axes are n, c.',
     ),
     Bad("a gain on no axis of x", lambda: hs.Norm("n c -> c", gain=hs.Learned("k")), "keeps k, which is not an axis"),
     Bad("other channels", lambda: hs.Norm("n c -> c", c=5)(T), "c was given as 5, but this tensor has 4", ShapeError),

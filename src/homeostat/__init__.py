@@ -20,6 +20,7 @@ from homeostat.affine import Affine as Affine
 from homeostat.frame import Frame as Frame
 from homeostat.frame import FrameError as FrameError
 from homeostat.frame import ShapeError as ShapeError
+from homeostat.gains import Conditional as Conditional
 from homeostat.gains import Learned as Learned
 from homeostat.moments import Moments as Moments
 from homeostat.reading import Reading as Reading
@@ -56,6 +57,7 @@ _LAZY = {
 __all__ = [
     "Affine",
     "Batch",
+    "Conditional",
     "Frame",
     "FrameError",
     "Frozen",

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from homeostat import door, memory, routes
 from homeostat.arrays import backend_of, being_compiled
 from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
-from homeostat.gains import Learned
+from homeostat.gains import Conditional, Gain
 from homeostat.kernels import fused
 from homeostat.kernels.reference import Job
-from homeostat.labels import is_coded
+from homeostat.labels import is_coded, resolve
 from homeostat.moments import Moments
 from homeostat.plan import Plan, plan_for
 from homeostat.sources import Batch, Source
@@ -44,7 +44,7 @@ class Norm(nn.Module):
         self,
         pattern: str | Frame,
         source: Source | None = None,
-        gain: Learned | None = None,
+        gain: Gain | None = None,
         eps: float | str = 1e-5,
         center: bool = True,
         device: torch.device | str | None = None,
@@ -58,19 +58,22 @@ class Norm(nn.Module):
         sizes = {name: _whole(n) for name, n in sizes.items()}
         self.source = Batch() if source is None else source
         self.gain, self.eps, self.center = gain, eps, center
-        labels = {label.name for label in self.frame.labels}
+        learned = None if gain is None else gain.frame_in(self.frame)
+        labels = {label.name for f in (self.frame, learned) if f is not None for label in f.labels}
         self.sizes = {name: n for name, n in sizes.items() if name not in labels}
         self.counts = {name: n for name, n in sizes.items() if name in labels}
         _check_declared(self.frame, self.sizes, self.counts)
         kind = {"device": device, "dtype": dtype}
-        self.gain_frame = None if gain is None else gain.frame_in(self.frame)
+        self.learned_frame = learned  # the groups of weight and bias; and of what is applied
+        self.gain_frame = None if gain is None else gain.applied_in(self.frame)
         self._make_gain(kind)
         self.state_frame = _remembered_groups(self.frame, sizes) if self.source.names else self.frame
         if self.source.names:
             hold(self, self.source.init(_extent(self.state_frame, sizes), **kind), device)
 
     def _make_gain(self, kind: dict[str, Any]) -> None:
-        shape = None if self.gain_frame is None else _extent(self.gain_frame, self.sizes)
+        sizes = {**self.sizes, **self.counts} if isinstance(self.gain, Conditional) else self.sizes
+        shape = None if self.learned_frame is None else _extent(self.learned_frame, sizes)
         bias = self.gain is not None and self.gain.bias
         self.weight = None if shape is None else nn.Parameter(torch.ones(shape, **kind))
         self.bias = nn.Parameter(torch.zeros(shape, **kind)) if shape is not None and bias else None
@@ -84,10 +87,31 @@ class Norm(nn.Module):
         forget(self)
 
     def forward(self, x: Tensor, where: Tensor | None = None, **labels: Any) -> Tensor:
-        return run(self, x, self.frame, tuple(self.sizes.items()), where, labels)
+        gain = self._conditioned(x, labels) if isinstance(self.gain, Conditional) else None
+        return run(self, x, self.frame, tuple(self.sizes.items()), where, labels, gain=gain)
+
+    def _conditioned(self, x: Tensor, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """weight and bias of each labelled position; their labels are taken out of `given`."""
+        assert self.learned_frame is not None
+        label = self.learned_frame.labels[0]
+        name, n = label.name, self.counts[label.name]
+        if not is_coded(given.get(name)) or given[name][1] != n:
+            raise FrameError(f"{self.gain} needs the {name} of each {' '.join(label.axes)}: pass {name}=(codes, {n}).")
+        counts = {one.name: self.counts[one.name] for one in self.frame.labels}
+        plan = plan_for(self.frame, tuple(x.shape), self.sizes, counts)
+        extent = tuple(plan.shape[plan.names.index(axis)] for axis in label.axes)
+        codes, _ = resolve(name, given.pop(name), extent, str(label))
+        at = torch.as_tensor(codes, dtype=torch.int64, device=x.device).reshape(-1)
+
+        def of(p: Tensor | None) -> Tensor | None:
+            return None if p is None else p.index_select(0, at).reshape(*extent, *p.shape[1:])
+
+        return of(self.weight), of(self.bias)
 
     def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """x + other, and that normalized: a residual stream in one pass over memory."""
+        if isinstance(self.gain, Conditional):
+            raise TypeError(f"{self.gain} needs labels; call the norm itself on the sum, with them.")
         return add(self, x, other, self.frame, tuple(self.sizes.items()))
 
     def extra_repr(self) -> str:
@@ -105,12 +129,14 @@ def run(
     where: Tensor | None = None,
     labels: Mapping[str, Any] | None = None,
     check: Check | None = None,
+    gain: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     """One forward of a layer that has source, state_frame, gain_frame, weight, bias, eps and center.
 
     trust = source.trust(recall(state))     y, m = ops.normalize(x, trust)     remember(source.step(state, m))
 
-    `check(layer, x, fixed)` says what is wrong with a shape; without it, groups of one are refused.
+    `check(layer, x, fixed)` says what is wrong with a shape; without it, groups of one are refused. `gain` is weight
+    and bias of this call, where they are not the layer's own.
     """
     source: Source = layer.source
     training = layer.training
@@ -122,7 +148,7 @@ def run(
         state = _state(layer, source.names, x)
         trust = source.trust(memory.recall(state, writes), training)
     frame = layer.state_frame if isinstance(trust, Fixed) else source.frame(frame, training)
-    weight, bias = _learned(layer)
+    weight, bias = _learned(layer) if gain is None else gain
     if where is None and not labels and not being_compiled():
         job, told = _known(layer, x, frame, sizes, check, trust, weight, bias)
     else:
@@ -342,7 +368,7 @@ def _name(layer: nn.Module) -> str:
 def _check_parts(source: Any, gain: Any) -> None:
     if not (source is None or isinstance(source, Source)):
         raise TypeError(f"source={source!r} is not a source; pass for instance Running(0.1), Batch() or Frozen().")
-    if not (gain is None or isinstance(gain, Learned)):
+    if not (gain is None or isinstance(gain, Gain)):
         raise TypeError(f'gain={gain!r} is not a gain; pass for instance Learned("c").')
 
 

@@ -2,14 +2,14 @@
 
     measure(x, job, where) -> Moments                 normalize(x, weight, bias, where, job) -> (y, Moments | None)
 
-A torch tensor takes one of several routes (routes.py); NumPy, JAX and Dask take the reference, which is written once
-for all of them.
+A torch tensor takes one of several routes (routes.py); NumPy arrays the compiled kernels, where they apply; everything
+else the reference, which is written once for all four libraries.
 """
 
 from __future__ import annotations
 
 from homeostat.arrays import Array, backend_of
-from homeostat.kernels import reference
+from homeostat.kernels import bare, reference
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job
 from homeostat.moments import Moments
@@ -18,6 +18,9 @@ from homeostat.moments import Moments
 def measure(x: Array, job: Job, where: Array | None = None) -> Moments:
     """What each group shows."""
     b = backend_of(x)
+    call = bare.prepare(x, where, job) if b.name == "numpy" else None
+    if call is not None:
+        return bare.measure(x, call)
     if where is not None:
         x, where, _odd = reference.cleaned(b, x, where)
     g = groups_of(b, job.plan, job.codes)
@@ -35,6 +38,9 @@ def normalize(
         from homeostat import routes
 
         return routes.normalize(x, weight, bias, where, job, wanted)
+    call = bare.prepare(x, where, job) if b.name == "numpy" and weight is None and bias is None else None
+    if call is not None:
+        return bare.normalize(x, call)
     odd = None
     if where is not None:
         x, where, odd = reference.cleaned(b, x, where)
