@@ -85,10 +85,12 @@ static const Kernels &kernels() {
     return chosen;
 }
 
+template <class T> static T *maybe(Address address) { return reinterpret_cast<T *>(address); }
+
 // One layout, one kind of element, one way to trust: everything about a call except its arrays.
 struct Task {
     Call call;
-    int dtype; // 0 float, 1 bfloat16, 2 float16
+    int dtype, gain_dtype; // 0 float, 1 bfloat16, 2 float16
 };
 
 enum Flags { GAIN = 1, CENTER = 2, STREAM = 4, FIXED = 8, PULLED = 16, WIDE = 32 };
@@ -106,8 +108,8 @@ static Layout layout_of(const Ints &sizes, const Ints &gain, const Ints &where, 
 }
 
 static std::optional<Task> task(const Ints &sizes, const Ints &gain, const Ints &where, std::int64_t labels, double eps, int dtype,
-                 int flags, double r_max, double d_max) {
-    if (dtype < 0 || dtype > 2) throw std::invalid_argument("dtype is 0 (float), 1 (bfloat16) or 2 (float16)");
+                 int gain_dtype, int flags, double r_max, double d_max) {
+    if (dtype < 0 || dtype > 2 || gain_dtype < 0 || gain_dtype > 2) throw std::invalid_argument("dtype is 0 (float), 1 (bfloat16) or 2 (float16)");
     Call call{};
     call.at = layout_of(sizes, gain, where, labels);
     call.eps = eps;
@@ -115,10 +117,34 @@ static std::optional<Task> task(const Ints &sizes, const Ints &gain, const Ints 
     call.trust = flags & FIXED ? Trust::fixed : flags & PULLED ? Trust::pulled : Trust::through;
     call.r_max = r_max, call.d_max = d_max;
     if (!walkable(call)) return std::nullopt;
-    return Task{call, dtype};
+    return Task{call, dtype, gain_dtype};
 }
 
-template <class T> static T *maybe(Address address) { return reinterpret_cast<T *>(address); }
+// A gain, or its gradient, of any of the three types, as the floats the kernels know.
+class Gain {
+  public:
+    Gain(const Task &task, Address at, bool read) : address(at), dtype(task.gain_dtype), floats(maybe<float>(at)) {
+        if (!at || !dtype) return;
+        own.resize(std::size_t(task.call.at.gains()));
+        floats = own.data();
+        for (std::size_t i = 0; read && i < own.size(); ++i)
+            own[i] = float(dtype == 1 ? double(maybe<const Brain>(at)[i]) : double(maybe<const Half>(at)[i]));
+    }
+    float *get() const { return floats; }
+    void write() const {
+        for (std::size_t i = 0; i < own.size(); ++i)
+            if (dtype == 1)
+                maybe<Brain>(address)[i] = Brain::rounded(own[i]);
+            else
+                maybe<Half>(address)[i] = Half::rounded(own[i]);
+    }
+
+  private:
+    Address address;
+    int dtype;
+    float *floats;
+    std::vector<float> own;
+};
 
 static Call with(const Task &task, Address where, Address label, Address mean, Address var, int threads) {
     Call call = task.call;
@@ -140,18 +166,20 @@ static void forward(const Task &task, Address x, Address weight, Address bias, A
     const std::int64_t groups = call.at.groups();
     std::vector<Stat> own(stats ? 0 : std::size_t(groups), Stat{});
     double *const told = maybe<double>(sums);
+    const Gain w(task, weight, true), b(task, bias, true);
     kernels().forward[task.dtype](
-        call, {maybe<const void>(x), maybe<const void>(other), maybe<const float>(weight), maybe<const float>(bias),
+        call, {maybe<const void>(x), maybe<const void>(other), w.get(), b.get(),
                maybe<void>(sum), maybe<void>(y), stats ? maybe<Stat>(stats) : own.data(), told,
                told ? told + groups : nullptr, told ? told + 2 * groups : nullptr});
 }
 
 static void backward(const Task &task, Address x, Address dy, Address weight, Address stats, Address dx,
                      Address dweight, Address dbias, int threads, Address where, Address label, Address dsum) {
+    const Gain w(task, weight, true), dw(task, dweight, false), db(task, dbias, false);
     kernels().backward[task.dtype](with(task, where, label, 0, 0, threads),
-                                   {maybe<const void>(x), maybe<const void>(dy), maybe<const void>(dsum),
-                                    maybe<const float>(weight), maybe<const Stat>(stats), maybe<void>(dx),
-                                    maybe<float>(dweight), maybe<float>(dbias)});
+                                   {maybe<const void>(x), maybe<const void>(dy), maybe<const void>(dsum), w.get(),
+                                    maybe<const Stat>(stats), maybe<void>(dx), dw.get(), db.get()});
+    dw.write(), db.write();
 }
 
 // The fastest copy this machine makes: what a kernel that reads once and writes once can at best reach.
@@ -197,7 +225,7 @@ NB_MODULE(_native, m) {
              "y and the statistics of x: (x, weight, bias, y, stats, sums, mean, var, threads, where, label, other, sum)")
         .def("backward", &backward, Free(),
              "dx and the gradient of the gain: (x, dy, weight, stats, dx, dweight, dbias, threads, where, label, dsum)");
-    m.def("task", &task, "sizes"_a, "gain"_a, "where"_a, "labels"_a, "eps"_a, "dtype"_a, "flags"_a, "r_max"_a, "d_max"_a);
+    m.def("task", &task, "sizes"_a, "gain"_a, "where"_a, "labels"_a, "eps"_a, "dtype"_a, "gain_dtype"_a, "flags"_a, "r_max"_a, "d_max"_a);
     m.def("update_running", &update_running, "mean"_a, "var"_a, "tracked"_a, "skipped"_a, "m_mean"_a, "m_m2"_a,
           "m_count"_a, "count"_a, "groups"_a, "momentum"_a, "dtype"_a,
           "Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite.\n\n"

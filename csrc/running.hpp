@@ -19,9 +19,15 @@ struct Brain {
     static constexpr double most = 0x1.fep127;
 
     Brain() = default;
+    static Brain rounded(double value) { // and what is no finite number stays so
+        Brain b(value);
+        if (!(std::fabs(value) <= double(std::numeric_limits<float>::max())))
+            b.bits = value != value ? 0x7fc0 : value < 0 ? 0xff80 : 0x7f80;
+        return b;
+    }
     explicit Brain(double value) {
         const float f = float(value);
-        std::uint32_t u;
+        std::uint32_t u = 0;
         std::memcpy(&u, &f, 4);
         bits = std::uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16); // to nearest, ties to even; never NaN here
     }
@@ -37,6 +43,12 @@ struct Half {
     static constexpr double most = 65504;
 
     Half() = default;
+    static Half rounded(double value) {
+        if (std::fabs(value) < 65520) return Half(value);
+        Half h;
+        h.bits = value != value ? 0x7e00 : value < 0 ? 0xfc00 : 0x7c00;
+        return h;
+    }
     explicit Half(double value) { // steps of 2^-24 below 2^-14, else 11 significant bits
         const double size = std::fabs(value);
         int e = 0;

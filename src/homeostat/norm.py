@@ -220,14 +220,14 @@ def _known(
         x.dtype,
         layer.eps,
         layer.center,
-        None if weight is None else weight.shape,
-        None if bias is None else bias.shape,
+        None if weight is None else (weight.shape, weight.dtype),
+        None if bias is None else (bias.shape, bias.dtype),
         type(trust) if trust is THROUGH else trust.kind(),  # type: ignore[union-attr]
     )
     found = _KNOWN.get(key)
     if found is None:
         job = _job(layer, x, frame, sizes, None, None, check, trust, weight, bias)
-        found = job, routes.told(x, None, job)
+        found = job, routes.told(x, weight, bias, None, job)
         if len(_KNOWN) >= 4096:
             _KNOWN.clear()
         _KNOWN[key] = job._replace(trust=THROUGH), found[1]  # tensors are not kept

@@ -36,11 +36,11 @@ _B = backend_of(torch.empty(0))
 UNKNOWN = object()
 
 
-def told(x: Tensor, where: Tensor | None, job: Job) -> Any:
+def told(x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job) -> Any:
     """What the compiled kernels are told about such a tensor; None where they do not apply."""
     if not x.is_cpu or type(x) not in KINDS or job.eps == "auto" or torch.compiler.is_compiling():
         return None
-    return fused.task_of(x, where, job)
+    return fused.task_of(x, weight, bias, where, job)
 
 
 def normalize(
@@ -85,7 +85,7 @@ def route(
     if type(x) not in KINDS or modes():
         return "composite", None  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter)
     if task is UNKNOWN:
-        task = told(x, where, job)
+        task = told(x, weight, bias, where, job)
     if task is not None and fused.all_plain(x, weight, bias, where, job.trust):
         return "fused", task
     return "eager", None

@@ -43,6 +43,7 @@ class Native(Protocol):
         labels: int,
         eps: float,
         dtype: int,
+        gain_dtype: int,
         flags: int,
         r_max: float,
         d_max: float,

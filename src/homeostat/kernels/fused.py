@@ -34,7 +34,6 @@ with torch.inference_mode():
 
 _empty, _empty_like, _threads = torch.empty, torch.empty_like, torch.get_num_threads
 _keys, _CPU, _F64 = torch._C._dispatch_keys, torch.device("cpu"), torch.float64
-_F32 = torch.float32
 
 
 def is_plain(t: Tensor | None) -> bool:
@@ -60,10 +59,16 @@ def _is_usual(p: Tensor) -> bool:
     return is_plain(p)
 
 
-def task_of(x: Tensor, where: Tensor | None, job: Job) -> Any:
+def task_of(x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job) -> Any:
     """The kernels' task for x, or None where they do not apply."""
     trust, dtype, plan = job.trust, DTYPES.get(x.dtype), job.plan
-    if dtype is None:
+    first = bias if weight is None else weight
+    gain_dtype = task.FLOAT if first is None else DTYPES.get(first.dtype)
+    if (
+        dtype is None
+        or gain_dtype is None
+        or (bias is not None and first is not None and bias.dtype is not first.dtype)
+    ):
         return None
     wide = isinstance(trust, Fixed | Pulled) and trust.mean.dtype is torch.float64
     strides = x.stride() if len(plan.shape) == x.dim() else x.detach().view(plan.shape).stride()
@@ -74,7 +79,7 @@ def task_of(x: Tensor, where: Tensor | None, job: Job) -> Any:
         steps = where.expand(x.shape).view(plan.shape).stride()
         # an axis of length 1 may have any stride
         steps = tuple(0 if n == 1 else k for n, k in zip(plan.shape, steps, strict=True))
-    return task.task_for(job, strides, steps, dtype, x.numel() * x.element_size(), wide)
+    return task.task_for(job, strides, steps, dtype, x.numel() * x.element_size(), wide, gain_dtype)
 
 
 def normalize(
@@ -213,8 +218,8 @@ def forward(
 ) -> Tensor:
     """y; statistics as applied, and behind them moments if there is room, to `scratch`; x + other to `total`."""
     y = output_like(x)
-    w = weight if weight is None or (weight.dtype is _F32 and weight.is_contiguous()) else _single(weight)
-    b = bias if bias is None or (bias.dtype is _F32 and bias.is_contiguous()) else _single(bias)
+    w = weight if weight is None or weight.is_contiguous() else weight.contiguous()
+    b = bias if bias is None or bias.is_contiguous() else bias.contiguous()
     at = 0 if scratch is None else scratch.data_ptr()
     room = at + 24 * told.groups if scratch is not None and len(scratch) > 3 * told.groups else 0
     rest = _NOTHING if job.trust is THROUGH and where is None and not job.codes else _Rest(where, job)
@@ -251,11 +256,10 @@ def backward(
     dy = _like(dy, x)
     ds = None if ds is None else _like(ds, x)
     dx = output_like(x)
-    w, dw = None, None
-    if weight is not None:
-        usual = weight.dtype is _F32 and weight.is_contiguous()
-        w, dw = (weight, _empty_like(weight)) if usual else (_single(weight), _gradient_of(weight))
-    db = None if bias is None else _gradient_of(bias)
+    w = weight if weight is None or weight.is_contiguous() else weight.contiguous()
+    dw, db = None if w is None else _empty_like(w), None
+    if bias is not None:
+        db = _empty_like(bias) if bias.is_contiguous() else _empty_like(bias.contiguous())
     rest = _NOTHING if where is None and not job.codes else _Rest(where, job)
     told.backward(
         x.data_ptr(),
@@ -270,9 +274,7 @@ def backward(
         rest.key,
         0 if ds is None else ds.data_ptr(),
     )
-    if weight is not None and weight.dtype is not _F32:
-        return dx, _cast(dw, weight), _cast(db, bias)
-    return dx, dw, db if bias is None or bias.dtype is _F32 else _cast(db, bias)
+    return dx, dw, db
 
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
@@ -290,19 +292,8 @@ class _Rest:
         self.mean, self.var, self.where, self.key = (0 if t is None else t.data_ptr() for t in self.held)
 
 
-def _gradient_of(p: Tensor) -> Tensor:
-    """Room for it, in float32."""
-    if p.dtype is _F32 and p.is_contiguous():
-        return _empty_like(p)
-    return _empty(p.shape, dtype=_F32, device=_CPU)
-
-
-def _cast(grad: Tensor | None, p: Tensor | None) -> Tensor | None:
-    return grad if grad is None or p is None or p.dtype is torch.float32 else grad.to(p.dtype)
-
-
 def _single(p: Tensor | None) -> Tensor | None:
-    """Gains and weights are float32 to the kernels."""
+    """Weights are float32 to the kernels."""
     if p is None or (p.dtype is torch.float32 and p.is_contiguous()):
         return p
     return p.detach().to(torch.float32).contiguous()

@@ -96,7 +96,7 @@ def _normalize(
 ) -> tuple[Tensor, Tensor]:
     job = _job(x, mean, var, *words)
     scratch = torch.empty(6 * _groups(job.plan), dtype=torch.float64, device="cpu")
-    told = fused.task_of(x, None, job)
+    told = fused.task_of(x, weight, bias, None, job)
     if told is not None:
         return fused.forward(x, weight, bias, None, told, job, scratch), scratch
     y, seen, g = reference.normalize(_B, x, weight, bias, None, job)
@@ -117,7 +117,7 @@ def _gradient(
     *words: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     job = _job(x, mean, var, *words)
-    told = fused.task_of(x, None, job)
+    told = fused.task_of(x, weight, bias, None, job)
     if told is not None:
         found: tuple[Tensor | None, ...] = fused.backward(dy, x, weight, bias, None, told, job, scratch)
     else:

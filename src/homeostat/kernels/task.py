@@ -27,15 +27,26 @@ def task_for(
     dtype: int,
     nbytes: int,
     wide: bool = False,
-    gain: bool = True,
+    gain_dtype: int = FLOAT,
 ) -> Any:
     """The task of an array with these strides (in elements, of the plan's shape), or None where none applies."""
     trust = job.trust
     bounds = (trust.r_max, trust.d_max) if isinstance(trust, Pulled) else (1.0, 0.0)
-    key = (strides, where, dtype, job.gain and job.gain.frame, job.eps, job.center, type(trust), bounds, wide, gain)
+    key = (
+        strides,
+        where,
+        dtype,
+        job.gain and job.gain.frame,
+        job.eps,
+        job.center,
+        type(trust),
+        bounds,
+        wide,
+        gain_dtype,
+    )
     memo = job.plan.memo
     if key not in memo:
-        memo[key] = _make(job, strides, where, dtype, nbytes, bounds, wide, gain)
+        memo[key] = _make(job, strides, where, dtype, nbytes, bounds, wide, gain_dtype)
     return memo[key]
 
 
@@ -47,19 +58,19 @@ def _make(
     nbytes: int,
     bounds: tuple[float, float],
     wide: bool,
-    gain: bool,
+    gain_dtype: int,
 ) -> Any:
     plan: Plan = job.plan
     if cpu.native is None or 0 in plan.shape or not isinstance(job.eps, float | int):
         return None
-    found = extents(plan, strides, job.gain if gain else None, where)
+    found = extents(plan, strides, job.gain, where)
     if found is None:
         return None
     flags = (
-        (GAIN if job.gain is not None and gain else 0)
+        (GAIN if job.gain is not None else 0)
         + (CENTER if job.center else 0)
         + (STREAM if nbytes >= STREAMED else 0)
         + (WIDE if wide else 0)
         + TRUST[type(job.trust)]
     )
-    return cpu.native.task(*found, job.eps, dtype, flags, *bounds)
+    return cpu.native.task(*found, job.eps, dtype, gain_dtype, flags, *bounds)
