@@ -29,6 +29,7 @@ LAYERS = (
     ("reading",),
     ("sources", "gains"),
     ("memory",),
+    ("forward",),
     ("norm",),
     ("nn", "data"),
     ("surgery", "recognise"),
@@ -44,6 +45,7 @@ OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn"}
 MAY_LOAD_OPTIONAL = (
     "nn/*",
     "norm.py",
+    "forward.py",
     "memory.py",
     "routes.py",
     "kernels/aten.py",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homeostat.forward import run
 from homeostat.frame import Frame
 from homeostat.nn.preset import Remembering, lazily
-from homeostat.norm import run
 
 FRAME = Frame.parse("n c ... -> c")
 

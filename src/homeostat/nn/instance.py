@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homeostat.forward import run
 from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Remembering, lazily
-from homeostat.norm import run
 from homeostat.sources import BATCH, Source
 
 FRAME = Frame.parse("n c ... -> n c")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homeostat.forward import add, run
 from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Preset
-from homeostat.norm import add, run
 
 GROUPS = Frame.parse("n (g c) ... -> n g")
 PER_CHANNEL = GROUPS.keep("(g c)")

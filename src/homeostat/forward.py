@@ -1,0 +1,249 @@
+"""Forward: one call of a layer, from its parts and a tensor to what it gives and what it remembers.
+
+    trust = source.trust(recall(state))     y, m = normalize(x, trust)     remember(source.step(state, m))
+
+A layer is whatever has source, frame, state_frame, gain_frame, weight, bias, eps and center.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from homeostat import door, memory, routes
+from homeostat.arrays import backend_of, being_compiled
+from homeostat.frame import Frame, FrameError, ShapeError, listed
+from homeostat.kernels import fused
+from homeostat.kernels.reference import Job
+from homeostat.labels import is_coded
+from homeostat.moments import Moments
+from homeostat.plan import Plan, plan_for
+from homeostat.sources import Source
+from homeostat.trust import THROUGH, Fixed, Pulled, Trust
+
+Sizes = tuple[tuple[str, int], ...]  # of named axes
+Check = Callable[[Any, Tensor, bool], None]
+
+
+def run(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Sizes,
+    where: Tensor | None = None,
+    labels: Mapping[str, Any] | None = None,
+    check: Check | None = None,
+    gain: tuple[Tensor | None, Tensor | None] | None = None,
+) -> Tensor:
+    """One forward.
+
+    `check(layer, x, fixed)` says what is wrong with a shape; without it, groups of one are refused. `gain` is weight
+    and bias of this call, where they are not the layer's own.
+    """
+    source: Source = layer.source
+    training = layer.training
+    trust: Trust = THROUGH
+    writes = False
+    state: dict[str, Any] = {}
+    if source.names:
+        writes = training and getattr(layer, "track_running_stats", True)
+        state = _state(layer, source.names, x)
+        trust = source.trust(memory.recall(state, writes), training)
+    frame = layer.state_frame if isinstance(trust, Fixed) else source.frame(frame, training)
+    weight, bias = _learned(layer) if gain is None else gain
+    if where is None and not labels and not being_compiled():
+        job, told = _known(layer, x, frame, sizes, check, trust, weight, bias)
+    else:
+        job = _job(layer, x, frame, sizes, where, labels, check, trust, weight, bias)
+        told = routes.UNKNOWN
+    y, m = routes.normalize(x, weight, bias, where, job, writes, told)
+    if m is not None and not (isinstance(m.count, float) and m.count == 0):
+        memory.remember(
+            source, state, layer.num_batches_skipped, _average(m, job.plan, layer.state_frame), _name(layer)
+        )
+    return y
+
+
+def add(
+    layer: Any, x: Tensor, other: Tensor, frame: Frame, sizes: Sizes, check: Check | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + other, and what the layer makes of it; in one pass where the kernels can."""
+    alike = x.shape == other.shape and x.dtype is other.dtype and x.stride() == other.stride()
+    if alike and not layer.source.names and not layer.frame.labels and not being_compiled():
+        weight, bias = _learned(layer)
+        job, told = _known(layer, x, frame, sizes, check, THROUGH, weight, bias)
+        if told is not None and told.adds and type(other) is type(x):
+            name, task = routes.route(x, weight, bias, other, job, task=told)  # `other` must be as plain as weights
+            if name == "fused":
+                total, y = fused.add(x, other, weight, bias, job, task)
+                return total, y
+    total = x + other
+    return total, layer(total)
+
+
+def _state(layer: Any, names: tuple[str, ...], x: Tensor) -> dict[str, Any]:
+    buffers = layer._buffers
+    state = {name: buffers[name] for name in names}
+    if state.get("num_batches_tracked", 0) is None:  # torch lets it be absent
+        state["num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=x.device)
+    return state
+
+
+def _learned(layer: Any) -> tuple[Tensor | None, Tensor | None]:
+    """weight and bias, without asking the module where its dictionary has them."""
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return layer.weight, layer.bias
+
+
+# What was checked, planned and laid out for a kind of layer and a kind of input.
+_KNOWN: dict[Any, tuple[Job, Any]] = {}
+
+
+def _known(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Sizes,
+    check: Check | None,
+    trust: Trust,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Job, Any]:
+    """The everyday call finds what was found before: its job, and what the compiled kernels are told."""
+    key = (
+        type(layer),
+        frame,
+        layer.gain_frame,
+        sizes,
+        x.shape,
+        x.stride() if x.layout is torch.strided else x.layout,
+        x.dtype,
+        layer.eps,
+        layer.center,
+        None if weight is None else (weight.shape, weight.dtype),
+        None if bias is None else (bias.shape, bias.dtype),
+        type(trust) if trust is THROUGH else trust.kind(),  # type: ignore[union-attr]
+    )
+    found = _KNOWN.get(key)
+    if found is None:
+        job = _job(layer, x, frame, sizes, None, None, check, trust, weight, bias)
+        found = job, routes.told(x, weight, bias, None, job)
+        if len(_KNOWN) >= 4096:
+            _KNOWN.clear()
+        _KNOWN[key] = job._replace(trust=THROUGH), found[1]  # tensors are not kept
+        return found
+    return found if trust is THROUGH else (found[0]._replace(trust=trust), found[1])
+
+
+def _job(
+    layer: Any,
+    x: Tensor,
+    frame: Frame,
+    sizes: Sizes,
+    where: Tensor | None,
+    labels: Mapping[str, Any] | None,
+    check: Check | None,
+    trust: Trust,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Job:
+    """The job of this call, all its shapes checked."""
+    fixed = isinstance(trust, Fixed)
+    eps, center = layer.eps, layer.center
+    if eps is None and not center:
+        eps = _spacing(x)
+    if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
+        door.check_eps(eps)
+    if check is not None:
+        check(layer, x, fixed)
+    refuses_one = center and check is None and not fixed
+    plan, codes = _planned(x, frame, dict(sizes), labels or {}, where, refuses_one, layer)
+    gain_frame = layer.gain_frame
+    gain = None if gain_frame is None else plan.keep(gain_frame)
+    _check_fit(layer, gain, weight, bias, plan, trust)
+    return Job(plan, gain, codes, trust, eps, center)
+
+
+def _check_fit(
+    layer: nn.Module, gain: Plan | None, weight: Tensor | None, bias: Tensor | None, plan: Plan, trust: Any
+) -> None:
+    """Parameters and memory may have been exchanged since the layer was made."""
+    named = (("weight", weight, gain), ("bias", bias, gain))
+    if isinstance(trust, Fixed | Pulled):
+        named = (*named, ("running_mean", trust.mean, plan), ("running_var", trust.var, plan))  # type: ignore[assignment]
+    for name, t, groups in named:
+        if t is not None and groups is not None and tuple(t.shape) != groups.groups:
+            raise ShapeError(
+                f"{_name(layer)}.{name} has shape {tuple(t.shape)}; this input needs {groups.groups}, one per "
+                f"{listed([str(item) for item in groups.frame.kept])}."
+            )
+
+
+def _spacing(x: Tensor) -> float:
+    """RMSNorm's eps where none is given: that of the dtype torch works in."""
+    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+
+
+def _planned(
+    x: Tensor,
+    frame: Frame,
+    sizes: Mapping[str, int],
+    labels: Mapping[str, Any],
+    where: Tensor | None,
+    check_pool: bool,
+    layer: Any,
+) -> tuple[Plan, tuple[Any, ...]]:
+    if not labels:  # the everyday call, kept short
+        if not x.is_floating_point() or x.layout is not torch.strided:
+            door.check_dtype(backend_of(x), x)
+        if where is not None:
+            door.check_where(where, x)
+        plan = plan_for(frame, tuple(x.shape), sizes)
+        if check_pool and plan.pool < 2:
+            door.check_pool(door.Bound(frame, plan), where)
+        return plan, ()
+    if layer.source.names:
+        for name, given in labels.items():
+            if not is_coded(given):
+                raise FrameError(
+                    f"{name}: a layer that remembers one statistic per label must know which is which in every batch; "
+                    f"pass {name}=(codes, {layer.counts.get(name, 'n')})."
+                )
+    bound = door.bind(x, frame, {**sizes, **labels})
+    for label, n in zip(frame.labels, bound.plan.counts, strict=True):
+        if layer.counts.get(label.name, n) != n:
+            raise FrameError(f"{label.name} takes {layer.counts[label.name]} values here; these labels take {n}.")
+    if check_pool:
+        door.check_pool(bound, where)
+    return bound.plan, bound.codes
+
+
+def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
+    """The moments of the groups that are remembered: of the others, which come and go, the average.
+
+    Instance norm measures every channel of every sample and remembers one pair per channel.
+    """
+    if plan.frame is state_frame:
+        return m
+    kept = plan.keep(state_frame, dict(zip((k.name for k in state_frame.labels), plan.counts, strict=False)))
+    gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
+    if not gone:
+        return m
+    if isinstance(m.count, float):
+        return Moments(m.count, m.mean.mean(gone), m.m2.mean(gone))
+    # Masked: the average is over the groups somebody was measured in, of their means and of their unbiased variances.
+    n = m.count.expand_as(m.mean)
+    some, two = n > 0, n > 1
+    mean = (m.mean * some).sum(gone) / some.sum(gone).clamp_min(1)
+    var = (m.m2 / (n - 1).clamp_min(1e-30) * two).sum(gone) / two.sum(gone).clamp_min(1)
+    return Moments(some.any(gone) * (1.0 + two.any(gone)), mean, var)  # at count 2, M2 / (count - 1) is that variance
+
+
+def _name(layer: nn.Module) -> str:
+    return type(layer).__name__
