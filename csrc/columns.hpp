@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr int ABREAST = 4;
-constexpr i64 PANEL = 2048; // columns whose lines fit the first cache
+constexpr int ABREAST = 4, LOOKED = 8; // rows at once: the lines of sums are loaded and stored once for all of them
+constexpr i64 PANEL = 1024; // columns whose lines fit the first cache
 
 // Rows, wherever they lie, and how much each counts: all 1 (no weights), one number, or one per column.
 template <class T> struct Tile {
@@ -58,7 +58,7 @@ INLINE void tile_spread(const Tile<T> &tile, const float *about, float *s0, floa
         i64 r = 0;
         for (; tile.where && r < tile.n; ++r)
             row_weighed(tile.rows[r], tile.where[r], tile.along, begin, end, about, s0, s1, s2);
-        for (; r + ABREAST <= tile.n; r += ABREAST) rows_spread<ABREAST>(tile.rows + r, begin, end, about, s1, s2);
+        for (; r + LOOKED <= tile.n; r += LOOKED) rows_spread<LOOKED>(tile.rows + r, begin, end, about, s1, s2);
         for (; r < tile.n; ++r) rows_spread<1>(tile.rows + r, begin, end, about, s1, s2);
     }
 }
