@@ -1,94 +1,133 @@
-"""Milliseconds through the public modules, allocation and autograd included: torch.nn beside homeostat.nn.
+"""Speed: measure every cell, keep a record of each, and write the report.
 
-    make bench
+    make bench                                             everything, on one thread and on all
+    python -m bench.speed --quick --into DIR               a few cells, seconds each: does it run?
+    python -m bench.speed --resume                         take up a run where it stopped
+    python -m bench.speed --only "GroupNorm 32x64"         measure these again and keep the rest
 
-The two take turns; a sample taken while another task wanted a core is dropped; the median of the rest is shown, and how
-many times as fast homeostat is. Threads are torch's; a ratio above 1 means homeostat is faster.
+A cell is a case in a dtype on so many threads; the contenders take turns in it, in one process (clock.py).
 """
 
-import resource
-import statistics
+import argparse
+import itertools
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
-import homeostat as hs
+from bench import copying, growth, inside, keyed, report, whole
+from bench.cases import DTYPES, Case, every_case
+from bench.clock import Clock
+from bench.contenders import KERNELS, WHATS, Calls, contenders
+from bench.records import Record, Records, Task, write
 
-IMAGES = ((32, 64, 56, 56), (8, 256, 14, 14))
-ROWS = ((4096, 1024), (512, 4096), (128, 64))
-SAMPLES, TRIES = 11, 60
-
-
-def cases():
-    for shape in ROWS:
-        yield f"LayerNorm {shape}", lambda m, d=shape[1]: m.LayerNorm(d), shape, False
-        yield f"RMSNorm {shape}", lambda m, d=shape[1]: m.RMSNorm(d), shape, False
-    for shape in IMAGES:
-        for last in (False, True):
-            where = f"{shape}{' channels_last' if last else ''}"
-            yield f"BatchNorm2d {where}", lambda m, c=shape[1]: m.BatchNorm2d(c), shape, last
-            yield f"GroupNorm(32) {where}", lambda m, c=shape[1]: m.GroupNorm(32, c), shape, last
-            yield f"InstanceNorm2d {where}", lambda m, c=shape[1]: m.InstanceNorm2d(c, affine=True), shape, last
+CACHE = Path("build/bench")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+QUICK = Clock(samples=3, patience=0.02, budget=0.5)
 
 
-def alone():
-    """Was nobody else waiting for a core?"""
-    waiting = Path("/proc/loadavg")
-    return not waiting.exists() or int(waiting.read_text().split()[3].split("/")[0]) <= 1
+def main() -> None:
+    asked = _arguments()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE.resolve() / "inductor"))  # a second run compiles nothing
+    clock = QUICK if asked.quick else Clock()
+    into = Path(asked.into)
+    records = Records((into if asked.quick else CACHE) / "records.jsonl")
+    if not (asked.resume or asked.only):
+        records.drop_all()
+    limits = {n: _limit(clock, n, asked.quick, records) for n in asked.threads}
+    tasks = [task for task in _tasks(clock, limits, asked.quick, records) if asked.only in task.name]
+    if asked.resume:
+        tasks = [task for task in tasks if task not in records]
+    _measure(tasks, records)
+    results = into / "performance" / "results.json"
+    write(results, records)
+    report.write(results, into)
 
 
-def medians(calls):
-    clean = {name: [] for name in calls}
-    every = {name: [] for name in calls}
-    for _ in range(TRIES):
-        for name, call in calls.items():
-            quiet, switched = alone(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            start = time.perf_counter()
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few samples of few cases")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name holds TEXT")
+    parser.add_argument("--resume", action="store_true", help="skip what is recorded already")
+    parser.add_argument("--threads", default="all", type=_threads, help='for instance "1,all"')
+    parser.add_argument("--into", default="docs", metavar="DIR", help="where the report goes")
+    return parser.parse_args()
+
+
+def _threads(text: str) -> list[int]:
+    return sorted({CORES if word == "all" else int(word) for word in text.split(",")})
+
+
+def _limit(clock: Clock, threads: int, quick: bool, records: Records) -> float:
+    found = copying.limit(clock, threads, (32 << 20) if quick else copying.BYTES)
+    records.add({"kind": "copy", "threads": threads}, found)
+    print(f"copy limit, threads {threads}: {found['limit']:.1f} GB/s", flush=True)
+    return found["limit"]
+
+
+def _tasks(clock: Clock, limits: dict[int, float], quick: bool, records: Records) -> Iterator[Task]:
+    most = max(limits)
+    for case in every_case(quick):
+        if case.needs and not inside.has(case.needs):
+            records.add({"kind": "skipped", "case": case.name}, {"reason": f"no homeostat.{case.needs}"})
+            print(f"skipped {case.name}: there is no homeostat.{case.needs}", flush=True)
+            continue
+        dtypes = DTYPES if case.own or not quick else DTYPES[:1]
+        for dtype, threads, what in itertools.product(dtypes, limits, (*WHATS, *KERNELS)):
+            key = {"kind": "cell", "case": case.name, "dtype": dtype, "threads": threads, "what": what}
+            yield Task(key, lambda c=case, d=dtype, n=threads, w=what: _cell(clock, limits[n], c, d, n, w))
+    yield from keyed.tasks(clock, most, limits[most], quick)
+    yield from growth.tasks(clock, most, quick)
+    yield from whole.tasks(clock, most, quick)
+
+
+def _cell(clock: Clock, limit: float, case: Case, dtype: str, threads: int, what: str) -> Record:
+    torch.set_num_threads(threads)
+    calls = contenders(case, dtype).get(what, {})
+    if threads != CORES:  # XLA chooses its threads when it starts
+        calls = {name: call for name, call in calls.items() if name != "jax"}
+    itemsize = getattr(torch, dtype).itemsize
+    moved = case.bytes(what, itemsize)
+    with torch.set_grad_enabled(what in ("forward_grad", "forward_backward")):
+        found = clock.medians(_that_run(calls), threads)
+    for timing in found.values():
+        timing["gb_s"] = 1e-6 * moved / timing["ms"]
+        timing["share"] = timing["gb_s"] / limit
+    facts = {"family": case.family, "own": case.own, "elements": case.elements}
+    return facts | {"bytes": moved, "output_bytes": case.elements * itemsize, "contenders": found}
+
+
+def _that_run(calls: Calls) -> Calls:
+    """Those that run; what does not is named."""
+    running = {}
+    for name, call in calls.items():
+        try:
             call()
-            seconds = time.perf_counter() - start
-            every[name].append(seconds)
-            if quiet and resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switched:
-                clean[name].append(seconds)
-        if all(len(samples) >= SAMPLES for samples in clean.values()):
-            break
-    return {name: 1e3 * statistics.median(clean[name] or every[name]) for name in calls}
+            running[name] = call
+        except Exception as error:
+            print(f"  {name} fails: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return running
 
 
-def both_ways(layer, x, dy):
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+def _measure(tasks: list[Task], records: Records) -> None:
+    start = time.monotonic()
+    for i, task in enumerate(tasks, 1):
+        found = task.measure()
+        records.add(task.key, found)
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        print(f"[{i:4}/{len(tasks)} {minutes:3}:{seconds:02}] {task.name}  {_line(found)}", flush=True)
 
-    def step():
-        x.grad = None
-        layer(x).backward(dy)
 
-    return step
-
-
-def main():
-    print(
-        "| layer | dtype | forward: torch.nn | homeostat | times | forward + backward: torch.nn | homeostat | times |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    ratios = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, make, shape, last in cases():
-            torch.manual_seed(0)
-            x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-            if last:
-                x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-            layers = {kind: make(module).to(dtype) for kind, module in (("torch.nn", nn), ("homeostat", hs.nn))}
-            cells = []
-            with torch.no_grad():
-                forward = medians({kind: (lambda f=f, x=x: f(x)) for kind, f in layers.items()})
-            for found in (forward, medians({kind: both_ways(f, x, dy) for kind, f in layers.items()})):
-                ratio = found["torch.nn"] / found["homeostat"]
-                ratios.append(ratio)
-                cells += [f"{found['torch.nn']:.3f}", f"{found['homeostat']:.3f}", f"{ratio:.2f}"]
-            print(f"| {name} | {str(dtype)[6:]} | " + " | ".join(cells) + " |", flush=True)
-    mean = statistics.geometric_mean(ratios)
-    print(f"\nGeometric mean of the ratios: {mean:.2f} with {torch.get_num_threads()} threads.")
+def _line(found: Record) -> str:
+    timings = found.get("contenders", {})
+    ours = timings.get("homeostat", {}).get("ms")
+    said = []
+    for name, t in timings.items():
+        times = f" ({t['ms'] / ours:.2f}x)" if ours and name != "homeostat" else ""
+        said.append(f"{name} {t['ms']:.3g} ms{times}")
+    return "   ".join(said) or ("measured" if "series" in found else "no kernel of homeostat")
 
 
 if __name__ == "__main__":
