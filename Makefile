@@ -6,8 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-extension check-arm accuracy bench bench-quick wheels lab \
-        docs clean
+.PHONY: help setup demo test check check-native check-extension check-arm accuracy bench bench-quick wheels \
+        wheel-arm lab docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -87,6 +87,9 @@ bench-quick: setup ## the same in a minute, a few cells of few samples, into a f
 PYTHONS ?= 3.11 3.12 3.13
 wheels: ## build manylinux wheels into dist/ for every Python of PYTHONS that is here, and try each without a compiler
 	$(PYTHON) tools/wheels.py dist $(PYTHONS)
+
+wheel-arm: ## cross-compile the aarch64 wheel and try it under an emulator: see tools/arm_wheel.sh for what that needs
+	tools/arm_wheel.sh dist
 
 lab: ## reproduce experiments
 	@echo "There is no lab yet."

@@ -24,24 +24,25 @@ template <class T> class ColumnLook {
         vector<double> sums(std::size_t(3 * line));
         float *const about = lines.data(), *const f0 = about + line, *const f1 = f0 + line, *const f2 = f1 + line;
         double *const s0 = sums.data(), *const s1 = s0 + line, *const s2 = s1 + line;
-        bool guessed = !center || sheet.call.where;
+        bool guessed = !center;
         sheet.tiles(x, rows, [&](const Tile<T> &tile, i64) {
             const auto measure = [&](const Tile<T> &of) {
                 std::fill(f0, f0 + 3 * line, 0.f);
                 tile_spread(of, about, f0, f1, f2);
                 if (!of.where) std::fill(f0, f0 + line, float(of.n));
             };
-            if (!guessed) {
+            if (!guessed && !tile.where) {
                 const Tile<T> some{tile.rows, nullptr, false, std::min<i64>(ABREAST, tile.n), tile.width};
                 measure(some);
                 for (i64 j = 0; j < line; ++j) about[j] = f1[j] / float(some.n);
                 guessed = true;
             }
             measure(tile);
-            if (center && missed(f0, f1, f2)) {
+            if (center && (!guessed || missed(f0, f1, f2))) {
                 flush(about, s0, s1, s2);
                 for (i64 j = 0; j < line; ++j) about[j] += f0[j] > 0 ? f1[j] / f0[j] : 0.f;
                 measure(tile);
+                guessed = true; // of weights, by those of the first tile; where they are all 0, a later one misses
             }
             for (i64 j = 0; j < line; ++j) s0[j] += f0[j], s1[j] += f1[j], s2[j] += f2[j];
         });
@@ -53,7 +54,7 @@ template <class T> class ColumnLook {
 
     bool missed(const float *f0, const float *f1, const float *f2) const {
         int far = 0;
-        for (i64 j = 0; j < sheet.width; ++j) far |= f1[j] * f1[j] * 17.f > f0[j] * f2[j] * 16.f;
+        for (i64 j = 0; j < sheet.width; ++j) far |= f1[j] * f1[j] * 5.f > f0[j] * f2[j] * 4.f;
         return far;
     }
     void flush(const float *about, double *s0, double *s1, double *s2) {

@@ -29,15 +29,15 @@ constexpr i64 BLOCK = 512;  // elements summed in float before the sum goes to d
 
 // What is known about a group while its pieces are looked at: sums about a guess of the mean.
 //
-// One look is enough where the guess is within 4 spreads of a piece's mean: the sums are then 17 times as large as
-// about the mean itself, and lose 4 of float's 24 bits. Else the piece is looked at again, about its own mean.
+// One look is enough where the guess is within 2 spreads of a piece's mean: the sums are then 5 times as large as
+// about the mean itself, and lose 2 or 3 of float's 24 bits. Else the piece is looked at again, about its own mean.
 struct Look {
     Moments before; // pieces seen about other guesses
     double n = 0, s1 = 0, s2 = 0;
     float about = 0;
     bool guessed = false;
 
-    static INLINE bool missed(double n, double s1, double s2) { return s1 * s1 * 17 > n * s2 * 16; }
+    static INLINE bool missed(double n, double s1, double s2) { return s1 * s1 * 5 > n * s2 * 4; }
     void move(double by) {
         flush();
         about = float(double(about) + by);
@@ -123,8 +123,9 @@ template <class T> INLINE void run_look(const T *x, i64 n, bool center, const fl
                 run_weighed(x + i, w + i, part, look.about, k, s1, s2);
             else
                 run_spread(x + i, part, look.about, s1, s2), k = double(part);
-            if (center && !again && Look::missed(k, s1, s2)) {
+            if (center && !again && k > 0 && (!look.guessed || Look::missed(k, s1, s2))) {
                 look.move(s1 / k);
+                look.guessed = true;
                 continue;
             }
             if (!w && each != 1.f) k *= each, s1 *= each, s2 *= each;

@@ -51,7 +51,10 @@ template <class T> class Sheet {
     Part table(i64 k) const { return {first[std::size_t(k)], first[std::size_t(k + 1)]}; }
     bool whole(int threads) const { return !call.label && l.A >= threads && !cut(l.A, threads); }
     // few enough to sum in float, and to stay in the second cache between two looks
-    i64 tile() const { return std::max<i64>(8, std::min<i64>(MOST, (1 << 18) / (width * i64(sizeof(T))))); }
+    i64 tile() const {
+        const i64 most = call.where ? MOST / 8 : MOST; // weighed rows are added one by one, the others eight by eight
+        return std::max<i64>(8, std::min<i64>(most, (1 << 18) / (width * i64(sizeof(T)))));
+    }
 
     // f(unit, rows) for every unit among some rows
     template <class F> void walk(Part some, const F &f) const {

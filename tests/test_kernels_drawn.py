@@ -347,7 +347,9 @@ def made(rng, pattern, shape, gain, weighed=False, trust=None):
         x, dy = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, dy))
     x, dy = (moved(t) if rng.random() < 0.2 else t for t in (x, dy))
     case = Case(pattern, sizes, gain, x, dy, None, None, where, labels(rng, pattern, shape), THROUGH)
-    case = case._replace(eps=rng.choice([1e-5, 1e-5, 1e-3, 0.1]), center=rng.random() < 0.75)
+    case = case._replace(
+        eps=rng.choice([1e-3, 0.1] if dtype == HALF else [1e-5, 1e-3, 0.1]), center=rng.random() < 0.75
+    )
     return gained(rng, trusting(rng, case, trust or rng.choice([Fixed, Pulled, *6 * [None]])))
 
 
@@ -378,7 +380,7 @@ def weights(rng, mask, shape):
 def filled(rng, x, dy, where):
     """Where nobody is measured may stand anything. What is finite there and far away has no place in a loss."""
     out = (where == 0).expand(x.shape) & (torch.rand(x.shape) < rng.choice([0.1, 1]))
-    far = -6e4 if x.dtype == HALF else -3e38
+    far = -6e4 if x.dtype == HALF else -1e30
     value = rng.choice([float("nan"), float("inf"), -float("inf"), far, far, 0.0])
     return x.masked_fill(out, value), dy.masked_fill(out, 0) if math.isfinite(value) else dy
 

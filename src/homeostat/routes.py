@@ -53,6 +53,8 @@ def normalize(
     task: Any = UNKNOWN,
 ) -> Result:
     """y, and the moments if `wanted` and measured. `task` is what `told` says, where that is known."""
+    if where is not None and not is_compiling() and fused.is_plain(where):
+        where = fused.as_weights(where)
     name, task = route(x, weight, bias, where, job, wanted, task)
     if name == "fused":
         return _fused(x, weight, bias, where, job, wanted, task)

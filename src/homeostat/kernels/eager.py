@@ -112,7 +112,11 @@ def through_the_reference(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The same gradient as a graph that can be differentiated again (create_graph=True)."""
-    y, _seen, _g = reference.normalize(_B, x, weight, bias, where, job)
+    z, odd = x, None
+    if where is not None:
+        z, where, odd = reference.cleaned(_B, x, where)
+    y, _seen, _g = reference.normalize(_B, z, weight, bias, where, job)
+    y = y if odd is None else y.masked_fill(odd, 0)
     inputs = [t for t, need in zip((x, weight, bias), needed, strict=False) if need and t is not None]
     found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
     return tuple(next(found) if need else None for need in needed[:3])

@@ -288,15 +288,16 @@ class _Rest:
     """Addresses of what the everyday call has none of; they live as long as this does."""
 
     def __init__(self, where: Tensor | None, job: Job) -> None:
-        self.held = *_given(job.trust), _single(where), _key(job)
+        self.held = *_given(job.trust), where, _key(job)
         self.mean, self.var, self.where, self.key = (0 if t is None else t.data_ptr() for t in self.held)
 
 
-def _single(p: Tensor | None) -> Tensor | None:
-    """Weights are float32 to the kernels."""
-    if p is None or (p.dtype is torch.float32 and p.is_contiguous()):
-        return p
-    return p.detach().to(torch.float32).contiguous()
+def as_weights(where: Tensor) -> Tensor:
+    """`where` in float32, as small as it was: an axis it is broadcast along has length 1."""
+    for axis, (n, step) in enumerate(zip(where.shape, where.stride(), strict=True)):
+        if n > 1 and step == 0:
+            where = where.narrow(axis, 0, 1)
+    return where.to(torch.float32)
 
 
 def _given(trust: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -102,6 +102,8 @@ def _in_memory_order(
     if not _in_keep_order(plan, order) or any(strides[i] != step for i, step in _dense(plan.shape, order)):
         return None
     out: list[_Axis] = []
+    if keyed and not any(i in keyed for i in order):
+        out.append(_Axis(1, "l"))  # one position, one label
     for i in order:
         kind = "l" if i in keyed else "k" if i in kept else "p"
         axis = _Axis(plan.shape[i], kind, steps.get(i, 0), where[i])
