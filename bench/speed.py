@@ -25,13 +25,15 @@ from bench.records import Record, Records, Task, write
 
 CACHE = Path("build/bench")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LEFT_OUT: set[str] = set()
 QUICK = Clock(samples=3, patience=0.02, budget=0.5)
 
 
 def main() -> None:
     asked = _arguments()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE.resolve() / "inductor"))  # a second run compiles nothing
-    clock = QUICK if asked.quick else Clock()
+    clock = QUICK if asked.quick else Clock(budget=asked.budget)
+    LEFT_OUT.update(filter(None, asked.without.split(",")))
     into = Path(asked.into)
     records = Records((into if asked.quick else CACHE) / "records.jsonl")
     if not (asked.resume or asked.only):
@@ -51,6 +53,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few samples of few cases")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name holds TEXT")
     parser.add_argument("--resume", action="store_true", help="skip what is recorded already")
+    parser.add_argument("--without", default="", metavar="NAMES", help='contenders to leave out, for instance "jax"')
+    parser.add_argument("--budget", type=float, default=Clock.budget, help="seconds for a cell at most")
     parser.add_argument("--threads", default="all", type=_threads, help='for instance "1,all"')
     parser.add_argument("--into", default="docs", metavar="DIR", help="where the report goes")
     return parser.parse_args()
@@ -85,7 +89,7 @@ def _tasks(clock: Clock, limits: dict[int, float], quick: bool, records: Records
 
 def _cell(clock: Clock, limit: float, case: Case, dtype: str, threads: int, what: str) -> Record:
     torch.set_num_threads(threads)
-    calls = contenders(case, dtype).get(what, {})
+    calls = {name: call for name, call in contenders(case, dtype).get(what, {}).items() if name not in LEFT_OUT}
     if threads != CORES:  # XLA chooses its threads when it starts
         calls = {name: call for name, call in calls.items() if name != "jax"}
     itemsize = getattr(torch, dtype).itemsize

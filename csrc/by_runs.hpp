@@ -61,13 +61,13 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
         });
     };
     const int threads = threads_for(call);
-    if (runs.whole(threads))
+    if (!fixed && runs.whole(threads)) // constants are applied as memory lies
         return team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
             for (i64 g = mine.begin; g < mine.end; ++g) {
                 Look seen;
-                for (i64 b = 0; b < l.B && !fixed; ++b) runs.look(x, runs.segment(g / l.C, b, g % l.C), 0, length, seen);
-                f.stats[g] = fixed ? constant(call, g) : settled(call, f, seen.moments(call.center), g);
+                for (i64 b = 0; b < l.B; ++b) runs.look(x, runs.segment(g / l.C, b, g % l.C), 0, length, seen);
+                f.stats[g] = settled(call, f, seen.moments(call.center), g);
                 for (i64 b = l.B; b-- > 0 && y;) // backwards: the last was seen last
                     apply(runs.segment(g / l.C, b, g % l.C), 0, length);
             }

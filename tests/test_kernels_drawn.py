@@ -302,8 +302,8 @@ def draw_trust(rng):
 def draw_long(rng):
     """One or two groups of many elements, which several threads share."""
     pattern = rng.choice(list(LONG))
-    few, many = rng.choice([1, 2]), rng.randint(20_000, 60_000)
-    shape = {"b d": (few, many), "b t": (2, 5, many // 10)}.get(pattern[:3], (few, 2, many // 101, 53))
+    few, many = rng.choice([1, 2]), rng.randint(20_000, 50_000)
+    shape = {"b d": (few, many), "b t": (2, 5, many // 10)}.get(pattern[:3], (few, 2, many // 106, 53))
     return made(rng, pattern, shape, rng.choice(LONG[pattern]), weighed=pattern == "b d -> b" and rng.random() < 0.5)
 
 
@@ -451,7 +451,7 @@ def test_whatever_is_drawn_agrees_with_float64(draw, block):
 def test_every_instruction_set_agrees_with_float64_on_what_is_drawn(isa):
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_kernels_drawn as t\n"  # noqa: PTH120
     code += "t.torch.set_num_threads(1)\n"
-    code += "for draw in t.DRAWS:\n    for seed in range(1000, 1040): t.check(seed, draw)\n"
+    code += "for draw in t.DRAWS:\n    for seed in range(1000, 1024): t.check(seed, draw)\n"
     code += "print(t.cpu.info()['instructions'])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -10,7 +10,10 @@ HOMEOSTAT_NATIVE=0 in the environment turns it off, so that a test can ask the t
 """
 
 import os
+from ctypes import CDLL
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 __all__ = ["Native", "info", "native"]
@@ -68,11 +71,30 @@ def _load() -> tuple[Native | None, str]:
     if os.environ.get("HOMEOSTAT_NATIVE") == "0":
         return None, "turned off by HOMEOSTAT_NATIVE=0"
     try:
-        return cast(Native, import_module("homeostat._native")), ""
+        try:
+            return _import(), ""
+        except ImportError as error:
+            if "libgomp" in str(error) and _load_torchs_libgomp():
+                return _import(), ""
+            raise
     except ModuleNotFoundError:
         return None, "built without a working C++ compiler"
     except ImportError as error:  # it was built, but for another Python or C++ runtime
         return None, f"the compiled part does not load ({error})"
+
+
+def _import() -> Native:
+    return cast(Native, import_module("homeostat._native"))
+
+
+def _load_torchs_libgomp() -> bool:
+    """On a system without libgomp, torch's copy serves; it has the same name, so it is the one pool either way."""
+    torch = find_spec("torch")
+    path = Path(torch.origin).parent / "lib" / "libgomp.so.1" if torch is not None and torch.origin else None
+    if path is None or not path.exists():
+        return False
+    CDLL(str(path))
+    return True
 
 
 native, _absence = _load()

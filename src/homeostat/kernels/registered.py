@@ -36,8 +36,14 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 
 
 def applies(x: Tensor, job: Job) -> bool:
-    """May a compiled graph call the kernels here?"""
-    return cpu.native is not None and x.dtype in fused.DTYPES and len(job.codes) == 0 and x.is_cpu
+    """May a compiled graph call the kernels here? Constants are better left to the compiler, who fuses them away."""
+    return (
+        not isinstance(job.trust, Fixed)
+        and cpu.native is not None
+        and x.dtype in fused.DTYPES
+        and len(job.codes) == 0
+        and x.is_cpu
+    )
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Tensor]:
