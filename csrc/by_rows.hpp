@@ -137,7 +137,7 @@ template <bool STREAM, class T> struct RowsBackward {
         if (f.stats[i].share == 0.f) return;
         const i64 at = i * n + p.begin;
         const float *const w = f.weight ? f.weight + rows.gain(i) + p.begin : nullptr;
-        run_pull(x + at, dy + at, w, p.end - p.begin, f.stats[i].hi, call.where != nullptr, s1, s2);
+        run_pull(x + at, dy + at, w, p.end - p.begin, 1, 0, f.stats[i].hi, call.where != nullptr, s1, s2);
     }
     Slope slope_of(i64 i, double s1, double s2) const {
         const Stat &q = f.stats[i];

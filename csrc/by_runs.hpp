@@ -35,6 +35,13 @@ struct Runs {
             run_look(at + from, to - from, call.center, l.ws ? w + (from - p * l.S) : nullptr, l.ws ? 1.f : *w, seen);
         });
     }
+    template <class T> Look look(const T *x, i64 g) const { // at a whole group
+        Look seen;
+        const i64 first = segment(g / l.C, 0, g % l.C);
+        if (!call.where) run_look(x + first * length, length, call.center, nullptr, 1.f, seen, l.B, l.C * length);
+        for (i64 b = 0; b < l.B && call.where; ++b) look(x, first + b * l.C, 0, length, seen);
+        return seen;
+    }
 
     // Whole groups, each by one thread while it is in the cache; or pieces by all?
     bool whole(int threads) const { return !call.label && !cut(l.groups(), threads); }
@@ -51,8 +58,8 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
     const T *const x = static_cast<const T *>(f.x);
     T *const y = static_cast<T *>(f.y);
     const bool fixed = call.trust == Trust::fixed;
-    const auto apply = [&](i64 segment, i64 begin, i64 end) {
-        const auto place = runs.place(segment);
+    const auto apply = [&](Runs::Place place, i64 begin, i64 end) {
+        const i64 segment = runs.segment(place.a, place.b, place.c);
         const Stat q = f.stats[runs.group(place)];
         runs.each_run(begin, end, [&](i64 p, i64 from, i64 to) {
             const i64 k = runs.gain(place, p), at = segment * length + from;
@@ -65,11 +72,8 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
         return team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
             for (i64 g = mine.begin; g < mine.end; ++g) {
-                Look seen;
-                for (i64 b = 0; b < l.B; ++b) runs.look(x, runs.segment(g / l.C, b, g % l.C), 0, length, seen);
-                f.stats[g] = settled(call, f, seen.moments(call.center), g);
-                for (i64 b = l.B; b-- > 0 && y;) // backwards: the last was seen last
-                    apply(runs.segment(g / l.C, b, g % l.C), 0, length);
+                f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
+                for (i64 b = l.B; b-- > 0 && y;) apply({g / l.C, b, g % l.C}, 0, length); // the last was seen last
             }
             settle();
         });
@@ -93,7 +97,7 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
         const Part mine = part(items, t, of);
         for (i64 i = mine.end; i-- > mine.begin;) {
             const Part piece = part(length, int(i % pieces), int(pieces));
-            apply(i / pieces, piece.begin, piece.end);
+            apply(runs.place(i / pieces), piece.begin, piece.end);
         }
         settle();
     });
@@ -102,70 +106,77 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
 template <bool STREAM, class T> void runs_backward(const Call &call, const Backward &f) {
     const Runs runs{call};
     const Layout &l = call.at;
-    const i64 groups = l.groups();
+    const i64 groups = l.groups(), length = runs.length;
     const T *const x = static_cast<const T *>(f.x), *const dy = static_cast<const T *>(f.dy);
     T *const dx = static_cast<T *>(f.dx);
-    // Of every run: sum dy and sum dy (x - hi). They make both the group's pull and the gain's gradient.
-    vector<double> pull(std::size_t(runs.segments * l.P * 2));
-    const auto look = [&](i64 run) {
-        const float hi = f.stats[runs.group(runs.place(run / l.P))].hi;
-        double *const out = pull.data() + run * 2;
-        run_pull(x + run * l.S, dy + run * l.S, nullptr, l.S, hi, call.where != nullptr, out[0], out[1]);
+    const int threads = threads_for(call);
+    const bool whole = runs.whole(threads);
+    // Sums over every strand of dy and of dy (x - hi), from which come both the group's pull and the gain's gradient.
+    // A strand is a run; or, where a thread has its group whole and one gain serves them, the runs of all b.
+    const i64 abreast = whole && !l.gb ? l.B : 1, strands = runs.segments / abreast;
+    const auto place_of = [&](i64 strand) {
+        return abreast > 1 ? Runs::Place{strand / l.C, 0, strand % l.C} : runs.place(strand);
     };
-    // Add what one segment pulls: sums of gain dy and of gain dy xhat.
-    const auto add = [&](i64 segment, double *sums) {
-        const auto place = runs.place(segment);
+    vector<double> pull(std::size_t(strands * l.P * 2));
+    const auto look = [&](i64 strand, Runs::Place s, i64 p) {
+        const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;
+        double *const out = pull.data() + (strand * l.P + p) * 2;
+        run_pull(x + at, dy + at, nullptr, l.S, abreast, l.C * length, f.stats[runs.group(s)].hi,
+                 call.where != nullptr, out[0], out[1]);
+    };
+    // Add what one strand's segment pulls: sums of gain dy and of gain dy xhat.
+    const auto add = [&](i64 strand, Runs::Place place, double *sums) {
         const Stat &q = f.stats[runs.group(place)];
         for (i64 p = 0; p < l.P; ++p) {
-            const double *const of = pull.data() + (segment * l.P + p) * 2;
+            const double *const of = pull.data() + (strand * l.P + p) * 2;
             const double gain = f.weight ? double(f.weight[runs.gain(place, p)]) : 1.0;
             sums[0] += gain * of[0], sums[1] += gain * double(q.r) * (of[1] - double(q.lo) * of[0]);
         }
     };
-    const auto descend = [&](i64 run, const Slope &s) {
-        const auto place = runs.place(run / l.P);
-        const i64 p = run % l.P, at = run * l.S;
+    const auto descend = [&](Runs::Place place, i64 p, const Slope &s) {
+        const i64 at = runs.segment(place.a, place.b, place.c) * length + p * l.S;
         const float gain = f.weight ? f.weight[runs.gain(place, p)] : 1.f, *const w = runs.weights(place, p);
         run_descend<STREAM>(x + at, dy + at, dx + at, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
                             l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
     };
-    const int threads = threads_for(call);
-    if (runs.whole(threads))
+    if (whole)
         team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
             for (i64 g = mine.begin; g < mine.end; ++g) {
                 double sums[2] = {0, 0};
-                const auto at = [&](i64 b) { return runs.segment(g / l.C, b, g % l.C); };
-                for (i64 b = 0; b < l.B; ++b) {
-                    for (i64 p = 0; p < l.P; ++p) look(at(b) * l.P + p);
-                    add(at(b), sums);
+                for (i64 b = 0; b < l.B; b += abreast) {
+                    const Runs::Place place{g / l.C, b, g % l.C};
+                    const i64 strand = abreast > 1 ? g : runs.segment(place.a, b, place.c);
+                    for (i64 p = 0; p < l.P; ++p) look(strand, place, p);
+                    add(strand, place, sums);
                 }
                 const Slope s = slope(call, f.stats[g], sums[0], sums[1]);
                 for (i64 b = l.B; b-- > 0;)
-                    for (i64 p = l.P; p-- > 0;) descend(at(b) * l.P + p, s);
+                    for (i64 p = l.P; p-- > 0;) descend({g / l.C, b, g % l.C}, p, s);
             }
             settle();
         });
     else {
         team(threads, [&](int t, int of) {
-            const Part mine = part(runs.segments * l.P, t, of);
-            for (i64 i = mine.begin; i < mine.end; ++i) look(i);
+            const Part mine = part(strands * l.P, t, of);
+            for (i64 i = mine.begin; i < mine.end; ++i) look(i / l.P, runs.place(i / l.P), i % l.P);
         });
         vector<double> sums(std::size_t(2 * groups));
-        for (i64 i = 0; i < runs.segments; ++i) add(i, sums.data() + 2 * runs.group(runs.place(i)));
+        for (i64 i = 0; i < strands; ++i) add(i, runs.place(i), sums.data() + 2 * runs.group(runs.place(i)));
         team(threads, [&](int t, int of) {
-            const Part mine = part(runs.segments * l.P, t, of);
+            const Part mine = part(strands * l.P, t, of);
             for (i64 i = mine.end; i-- > mine.begin;) {
-                const i64 g = runs.group(runs.place(i / l.P));
-                descend(i, slope(call, f.stats[g], sums[std::size_t(2 * g)], sums[std::size_t(2 * g + 1)]));
+                const auto place = runs.place(i / l.P);
+                const auto g = std::size_t(runs.group(place));
+                descend(place, i % l.P, slope(call, f.stats[g], sums[2 * g], sums[2 * g + 1]));
             }
             settle();
         });
     }
     if (!f.dweight && !f.dbias) return;
     vector<double> sum_w(std::size_t(l.gains())), sum_b(std::size_t(l.gains()));
-    for (i64 i = 0; i < runs.segments; ++i) {
-        const auto place = runs.place(i);
+    for (i64 i = 0; i < strands; ++i) {
+        const auto place = place_of(i);
         const Stat &q = f.stats[runs.group(place)];
         for (i64 p = 0; p < l.P; ++p) {
             const double *const of = pull.data() + (i * l.P + p) * 2;

@@ -59,30 +59,34 @@ struct Look {
     }
 };
 
-// s1 = sum (x - m), s2 = sum (x - m)^2
-template <class T> INLINE void run_spread(const T *x, i64 n, float m, double &s1, double &s2) {
+// s1 = sum (x - m), s2 = sum (x - m)^2 of `count` runs of n, `step` apart
+template <class T> INLINE void run_spread(const T *x, i64 n, i64 count, i64 step, float m, double &s1, double &s2) {
     const vf M = all(m);
-    for (i64 begin = 0; begin < n; begin += BLOCK) {
-        const i64 end = std::min(begin + BLOCK, n);
-        vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
-        i64 i = begin;
-        for (; i + 4 * LANES <= end; i += 4 * LANES) {
-            const vf u = load(x + i) - M, v = load(x + i + LANES) - M;
-            const vf w = load(x + i + 2 * LANES) - M, z = load(x + i + 3 * LANES) - M;
-            a += u, b += v, c += w, d += z;
-            e += u * u, f += v * v, g += w * w, h += z * z;
+    vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
+    i64 summed = 0;
+    for (i64 r = 0; r < count; ++r, x += step)
+        for (i64 begin = 0; begin < n; begin += BLOCK) {
+            const i64 end = std::min(begin + BLOCK, n);
+            i64 i = begin;
+            for (; i + 4 * LANES <= end; i += 4 * LANES) {
+                const vf u = load(x + i) - M, v = load(x + i + LANES) - M;
+                const vf w = load(x + i + 2 * LANES) - M, z = load(x + i + 3 * LANES) - M;
+                a += u, b += v, c += w, d += z;
+                e += u * u, f += v * v, g += w * w, h += z * z;
+            }
+            for (; i + LANES <= end; i += LANES) {
+                const vf u = load(x + i) - M;
+                a += u, e += u * u;
+            }
+            if (i < end) {
+                const vf u = keep(load(x + i, end - i) - M, end - i);
+                b += u, f += u * u;
+            }
+            if ((summed += end - begin) + std::min(n, BLOCK) <= BLOCK && r + 1 < count) continue;
+            s1 += sum((a + b) + (c + d)), s2 += sum((e + f) + (g + h));
+            a = b = c = d = e = f = g = h = vf{};
+            summed = 0;
         }
-        for (; i + LANES <= end; i += LANES) {
-            const vf u = load(x + i) - M;
-            a += u, e += u * u;
-        }
-        if (i < end) {
-            const vf u = keep(load(x + i, end - i) - M, end - i);
-            b += u, f += u * u;
-        }
-        s1 += sum((a + b) + (c + d));
-        s2 += sum((e + f) + (g + h));
-    }
 }
 
 // The same of what counts: k = sum w, s1 = sum w (x - m), s2 = sum w (x - m)^2
@@ -108,31 +112,35 @@ template <class T> INLINE float guess(const T *x, i64 n) {
     return ((single(x[0]) + single(x[1])) + (single(x[2]) + single(x[3]))) * 0.25f;
 }
 
-// Add n elements of weight `each`, or of the weights w.
-template <class T> INLINE void run_look(const T *x, i64 n, bool center, const float *w, float each, Look &look) {
+// Add n elements of weight `each`, or of the weights w; of `count` such runs, `step` apart, if there are no weights.
+template <class T>
+INLINE void run_look(const T *x, i64 n, bool center, const float *w, float each, Look &look, i64 count = 1,
+                     i64 step = 0) {
     if (!w && each == 0.f) return;
     if (center && !look.guessed && !w) {
         look.about = guess(x, n);
         look.guessed = true;
     }
-    for (i64 i = 0; i < n; i += CHUNK) {
-        const i64 part = std::min(n - i, CHUNK);
-        for (int again = 0;; ++again) {
-            double k = 0, s1 = 0, s2 = 0;
-            if (w)
-                run_weighed(x + i, w + i, part, look.about, k, s1, s2);
-            else
-                run_spread(x + i, part, look.about, s1, s2), k = double(part);
-            if (center && !again && k > 0 && (!look.guessed || Look::missed(k, s1, s2))) {
-                look.move(s1 / k);
-                look.guessed = true;
-                continue;
+    const i64 some = std::max<i64>(1, CHUNK / n);
+    for (i64 r = 0; r < count; r += some)
+        for (i64 i = 0; i < n; i += CHUNK) {
+            const i64 part = std::min(n - i, CHUNK), runs = std::min(some, count - r);
+            for (int again = 0;; ++again) {
+                double k = 0, s1 = 0, s2 = 0;
+                if (w)
+                    run_weighed(x + i, w + i, part, look.about, k, s1, s2);
+                else
+                    run_spread(x + r * step + i, part, runs, step, look.about, s1, s2), k = double(part * runs);
+                if (center && !again && k > 0 && (!look.guessed || Look::missed(k, s1, s2))) {
+                    look.move(s1 / k);
+                    look.guessed = true;
+                    continue;
+                }
+                if (!w && each != 1.f) k *= each, s1 *= each, s2 *= each;
+                look.n += k, look.s1 += s1, look.s2 += s2;
+                break;
             }
-            if (!w && each != 1.f) k *= each, s1 *= each, s2 *= each;
-            look.n += k, look.s1 += s1, look.s2 += s2;
-            break;
         }
-    }
 }
 
 // s = x + other, and on from there
@@ -192,34 +200,40 @@ INLINE void row_apply(const T *x, T *y, i64 n, const Stat &q, const float *w, co
     if (i < n) some(i, n - i);
 }
 
-// s1 += sum dy w, s2 += sum dy w (x - hi); w may be null. Where `weighed`, what is no number counts as 0.
+// s1 += sum dy w, s2 += sum dy w (x - hi), of `count` runs of n, `step` apart; w may be null. Where `weighed`, what is
+// no number counts as 0.
 template <class T>
-INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, float hi, bool weighed, double &s1, double &s2) {
+INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, i64 count, i64 step, float hi, bool weighed,
+                     double &s1, double &s2) {
     const vf H = all(hi);
-    for (i64 begin = 0; begin < n; begin += BLOCK) {
-        const i64 end = std::min(begin + BLOCK, n);
-        vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
-        i64 i = begin;
-        for (; !weighed && i + 4 * LANES <= end; i += 4 * LANES) {
-            vf p = load(dy + i), q = load(dy + i + LANES), r = load(dy + i + 2 * LANES), s = load(dy + i + 3 * LANES);
-            if (w) {
-                p *= load(w + i), q *= load(w + i + LANES);
-                r *= load(w + i + 2 * LANES), s *= load(w + i + 3 * LANES);
+    vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
+    i64 summed = 0;
+    for (i64 r = 0; r < count; ++r, x += step, dy += step)
+        for (i64 begin = 0; begin < n; begin += BLOCK) {
+            const i64 end = std::min(begin + BLOCK, n);
+            i64 i = begin;
+            for (; !weighed && i + 4 * LANES <= end; i += 4 * LANES) {
+                vf p = load(dy + i), q = load(dy + i + LANES), r = load(dy + i + 2 * LANES), s = load(dy + i + 3 * LANES);
+                if (w) {
+                    p *= load(w + i), q *= load(w + i + LANES);
+                    r *= load(w + i + 2 * LANES), s *= load(w + i + 3 * LANES);
+                }
+                a += p, b += q, c += r, d += s;
+                e += p * (load(x + i) - H), f += q * (load(x + i + LANES) - H);
+                g += r * (load(x + i + 2 * LANES) - H), h += s * (load(x + i + 3 * LANES) - H);
             }
-            a += p, b += q, c += r, d += s;
-            e += p * (load(x + i) - H), f += q * (load(x + i + LANES) - H);
-            g += r * (load(x + i + 2 * LANES) - H), h += s * (load(x + i + 3 * LANES) - H);
+            const auto one = [&](vf p, vf v) {
+                if (weighed) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
+                a += p, e += p * (v - H);
+            };
+            for (; i + LANES <= end; i += LANES) one(w ? load(dy + i) * load(w + i) : load(dy + i), load(x + i));
+            if (const i64 k = end - i; k > 0)
+                one(w ? load(dy + i, k) * load(w + i, k) : load(dy + i, k), load(x + i, k));
+            if ((summed += end - begin) + std::min(n, BLOCK) <= BLOCK && r + 1 < count) continue;
+            s1 += sum((a + b) + (c + d)), s2 += sum((e + f) + (g + h));
+            a = b = c = d = e = f = g = h = vf{};
+            summed = 0;
         }
-        for (; i < end; i += LANES) {
-            const i64 k = std::min<i64>(end - i, LANES);
-            vf p = load(dy + i, k), v = load(x + i, k);
-            if (w) p *= load(w + i, k);
-            if (weighed) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
-            a += p, e += p * (v - H);
-        }
-        s1 += sum((a + b) + (c + d));
-        s2 += sum((e + f) + (g + h));
-    }
 }
 
 // dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1

@@ -13,8 +13,10 @@ inline Way way(const Call &call) {
     const Layout &l = call.at;
     const bool along = call.gain && l.gs == 1;
     if (l.B * l.T * l.P == 1 && !l.labels && (!call.gain || along)) return Way::rows;
-    if (along || l.T > 1 || ((l.B > 1 || l.labels) && l.P * l.S < 64)) return Way::columns;
-    return Way::runs;
+    // Many short runs are better walked across; where many are few, and short is short, was measured.
+    const std::int64_t run = l.P * l.S;
+    const bool across = l.labels ? run < 64 : run <= 64 && l.B > 2 * run;
+    return along || l.T > 1 || across ? Way::columns : Way::runs;
 }
 
 // Can weights of these strides be walked? Along columns they are dense, or one per row.
