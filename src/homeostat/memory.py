@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from homeostat.kernels.running import update_running
 from homeostat.moments import Moments
-from homeostat.sources import Source
+from homeostat.sources import Running, Source
 
 
 def recall(state: Mapping[str, Tensor], will_write: bool) -> dict[str, Tensor]:
@@ -30,7 +31,11 @@ def recall(state: Mapping[str, Tensor], will_write: bool) -> dict[str, Tensor]:
 def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Moments, layer: str) -> None:
     """Let `source` take in what was measured."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        new = source.step(recall(state, True), _detached(m))
+        m = _detached(m)
+        if isinstance(source, Running) and type(source).step is Running.step and isinstance(m.count, float):
+            torch.ops.homeostat.average(*state.values(), skipped, m.mean, m.m2, int(m.count), source.momentum)
+            return
+        new = source.step(recall(state, True), m)
         torch.ops.homeostat.remember(list(state.values()), skipped, [new[name] for name in state], [m.mean, m.m2])
         return
     if _is_recomputation():
@@ -82,6 +87,42 @@ def _remember_op(buffers: list[Tensor], skipped: Tensor, new: list[Tensor], seen
 
 @_remember_op.register_fake
 def _(buffers: list[Tensor], skipped: Tensor, new: list[Tensor], seen: list[Tensor]) -> None:
+    return None
+
+
+# A running average, in one native call where `remember` needs a dozen operators.
+_LIBRARY = torch.library.Library("homeostat", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "average(Tensor(a!) mean, Tensor(b!) var, Tensor(c!) tracked, Tensor(d!) skipped, "
+    "Tensor seen_mean, Tensor seen_m2, SymInt count, float? momentum) -> ()"
+)
+
+
+def _average_op(
+    mean: Tensor,
+    var: Tensor,
+    tracked: Tensor,
+    skipped: Tensor,
+    seen_mean: Tensor,
+    seen_m2: Tensor,
+    count: int,
+    momentum: float | None,
+) -> None:
+    if _is_recomputation():
+        return
+    m = Moments(float(count), seen_mean, seen_m2)
+    if not update_running(mean, var, tracked, skipped, m, momentum):
+        source = Running(momentum)
+        state = dict(zip(source.names, (mean, var, tracked), strict=True))
+        new = source.step(state, m)
+        _write(list(state.values()), skipped, [new[name] for name in state], [m.mean, m.m2])
+
+
+_LIBRARY.impl("average", _average_op, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("homeostat::average", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _(*_args: Any) -> None:
     return None
 
 

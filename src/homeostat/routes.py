@@ -1,14 +1,17 @@
 """Routes: which code normalizes a torch tensor, and why; the choice is `route`.
 
 fused      CPU in plain eager mode, float32, bfloat16 and float16: the compiled kernels    (kernels/fused.py)
+           (on a contiguous copy of what lies otherwise than they can walk)
 eager      CPU in plain eager mode, what they do not take: one autograd node               (kernels/eager.py)
 registered torch.compile on the CPU: the compiled kernels as operators                     (kernels/registered.py)
+measured   the same where the batch shares a statistic: they measure, the compiler applies (kernels/registered.py)
 aten       exported graphs, and devices without kernels of ours, where torch has the same operator
 composite  everything else: functorch, forward AD, subclasses, eps="auto"                  (kernels/reference.py)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch.autograd import forward_ad
 
 from homeostat.arrays import backend_of
 from homeostat.kernels import aten, fused, reference, registered
-from homeostat.kernels.eager import Eager
+from homeostat.kernels.eager import Eager, seen_in
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
@@ -56,6 +59,11 @@ def normalize(
     if where is not None and not is_compiling() and fused.is_plain(where):
         where = fused.as_weights(where)
     name, task = route(x, weight, bias, where, job, wanted, task)
+    if name == "eager" and x.dtype in fused.DTYPES and not x.is_contiguous():
+        whole = x.contiguous()  # a slice, or axes in an order the kernels do not know: one copy and they apply
+        again = route(whole, weight, bias, where, job, wanted)
+        if again[0] == "fused":
+            x, (name, task) = whole, again
     if name == "fused":
         return _fused(x, weight, bias, where, job, wanted, task)
     odd = None
@@ -83,7 +91,7 @@ def route(
     if transforming() or forward_ad._current_level >= 0:
         return "composite", None  # vmap, func.grad and jvp go through the reference line by line
     if is_compiling():
-        return ("registered" if where is None and registered.applies(x, job) else "composite"), None
+        return (registered.choice(x, job) if where is None else "composite"), None
     if type(x) not in KINDS or modes():
         return "composite", None  # a subclass (DTensor, a fake tensor) or a dispatch mode (a FLOP counter)
     if task is UNKNOWN:
@@ -122,10 +130,22 @@ def _registered(
 
 
 def _eager(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    where: Tensor | None,
+    job: Job,
+    wanted: bool,
+    look: Callable[[Tensor, Job], Seen] | None = None,
+) -> Result:
+    y, *sums = Eager.apply(x, weight, bias, where, job, look)  # type: ignore[no-untyped-call]
+    return y, seen_in(tuple(sums), job).moments(groups_of(_B, job.plan, job.codes)) if wanted and sums else None
+
+
+def _measured(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
-    y, *sums = Eager.apply(x, weight, bias, where, job)  # type: ignore[no-untyped-call]
-    return y, Seen(*sums).moments(groups_of(_B, job.plan, job.codes)) if wanted and sums else None
+    return _eager(x, weight, bias, where, job, wanted, registered.measure)
 
 
 def _aten(
@@ -135,4 +155,10 @@ def _aten(
     return y, seen.moments(groups_of(_B, job.plan)) if wanted and seen is not None else None
 
 
-_ROUTES = {"registered": _registered, "composite": _composite, "eager": _eager, "aten": _aten}
+_ROUTES = {
+    "registered": _registered,
+    "measured": _measured,
+    "composite": _composite,
+    "eager": _eager,
+    "aten": _aten,
+}

@@ -241,6 +241,12 @@ def forward(
     return y
 
 
+def look(x: Tensor, told: Any, scratch: Tensor) -> None:
+    """Measure, and write no y: `scratch` has room for statistics and moments."""
+    at, n = scratch.data_ptr(), told.groups
+    told.forward(x.data_ptr(), 0, 0, 0, at, at + 24 * n, 0, 0, _threads(), 0, 0, 0, 0)
+
+
 def backward(
     dy: Tensor,
     x: Tensor,

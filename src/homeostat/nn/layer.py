@@ -14,6 +14,7 @@ from homeostat.nn.preset import Preset
 
 GROUPS = Frame.parse("n (g c) ... -> n g")
 PER_CHANNEL = GROUPS.keep("(g c)")
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class LayerNorm(Preset, torch.nn.LayerNorm):
@@ -32,12 +33,12 @@ class LayerNorm(Preset, torch.nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(x - mean) / sqrt(var + eps) w + b"""
         frame, _, sizes = _trailing(self.normalized_shape)
-        return run(self, input, frame, sizes, check=_check_rows)
+        return run(self, _as_rows(input), frame, sizes, check=_check_rows)
 
     def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """x + other, and that normalized: a residual stream in one pass over memory."""
         frame, _, sizes = _trailing(self.normalized_shape)
-        return add(self, x, other, frame, sizes, _check_rows)
+        return add(self, _as_rows(x), _as_rows(other), frame, sizes, _check_rows)
 
 
 class RMSNorm(Preset, torch.nn.RMSNorm):
@@ -59,12 +60,12 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) w; without an eps, the spacing at 1 of the dtype of the arithmetic"""
         frame, _, sizes = _trailing(self.normalized_shape)
-        return run(self, x, frame, sizes, check=_check_rows)
+        return run(self, _as_rows(x), frame, sizes, check=_check_rows)
 
     def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """x + other, and that normalized: a residual stream in one pass over memory."""
         frame, _, sizes = _trailing(self.normalized_shape)
-        return add(self, x, other, frame, sizes, _check_rows)
+        return add(self, _as_rows(x), _as_rows(other), frame, sizes, _check_rows)
 
 
 class GroupNorm(Preset, torch.nn.GroupNorm):
@@ -81,6 +82,15 @@ class GroupNorm(Preset, torch.nn.GroupNorm):
         groups = self.num_groups
         sizes = (("g", groups), ("c", self.num_channels // groups)) if self.affine else (("g", groups),)
         return run(self, input, GROUPS, sizes, check=_check_groups)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """x, copied if it lies in neither memory format: rows are read next by a matrix product, which wants them whole.
+
+    Tokens are often a transposed picture; y in their order makes the linear layer after it slower than the copy.
+    """
+    kept = x.dim() in FORMATS and x.is_contiguous(memory_format=FORMATS[x.dim()])
+    return x if kept else x.contiguous()
 
 
 Said = tuple[Frame, Frame, tuple[tuple[str, int], ...]]
