@@ -219,6 +219,7 @@ template <bool STREAM, class T>
 void columns_descend(const Sheet<T> &sheet, const Backward &f, const Slope *slopes, Part rows) {
     const T *const x = static_cast<const T *>(f.x), *const dy = static_cast<const T *>(f.dy), *from[Sheet<T>::MOST];
     T *const dx = static_cast<T *>(f.dx), *to[Sheet<T>::MOST];
+    if (!dx) return;
     vector<float> lines(std::size_t(4 * sheet.line));
     float *const hi = lines.data(), *const p = hi + sheet.line, *const q = p + sheet.line, *const r = q + sheet.line;
     sheet.walk(rows, [&](const Unit &unit, Part some) {

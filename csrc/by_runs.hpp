@@ -151,7 +151,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
                     add(strand, place, sums);
                 }
                 const Slope s = slope(call, f.stats[g], sums[0], sums[1]);
-                for (i64 b = l.B; b-- > 0;)
+                for (i64 b = l.B; b-- > 0 && dx;)
                     for (i64 p = l.P; p-- > 0;) descend({g / l.C, b, g % l.C}, p, s);
             }
             settle();
@@ -165,7 +165,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
         for (i64 i = 0; i < strands; ++i) add(i, runs.place(i), sums.data() + 2 * runs.group(runs.place(i)));
         team(threads, [&](int t, int of) {
             const Part mine = part(strands * l.P, t, of);
-            for (i64 i = mine.end; i-- > mine.begin;) {
+            for (i64 i = mine.end; i-- > mine.begin && dx;) {
                 const auto place = runs.place(i / l.P);
                 const auto g = std::size_t(runs.group(place));
                 descend(place, i % l.P, slope(call, f.stats[g], sums[2 * g], sums[2 * g + 1]));

@@ -175,6 +175,7 @@ static void forward(const Task &task, Address x, Address weight, Address bias, A
 
 static void backward(const Task &task, Address x, Address dy, Address weight, Address stats, Address dx,
                      Address dweight, Address dbias, int threads, Address where, Address label, Address dsum) {
+    if (!dx && way(task.call) == Way::rows) throw std::invalid_argument("rows need a dx");
     const Gain w(task, weight, true), dw(task, dweight, false), db(task, dbias, false);
     kernels().backward[task.dtype](with(task, where, label, 0, 0, threads),
                                    {maybe<const void>(x), maybe<const void>(dy), maybe<const void>(dsum), w.get(),

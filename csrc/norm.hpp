@@ -64,7 +64,7 @@ struct Forward {
     double *mean, *m2, *count;
 };
 
-// dy -> dx [+ dsum]
+// dy -> dx [+ dsum]; without dx only the gain's gradient
 struct Backward {
     const void *x, *dy, *dsum;
     const float *weight;

@@ -1,5 +1,7 @@
 """Every way of differentiating a layer, compiled or not, agrees with torch.nn: a wrong tangent raises no error."""
 
+import copy
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -8,7 +10,7 @@ from torch.func import grad, jvp, vmap
 import homeostat as hs
 from homeostat import routes
 from homeostat.frame import Frame
-from homeostat.kernels import cpu
+from homeostat.kernels import cpu, fused
 from homeostat.kernels.reference import Job
 from homeostat.plan import plan_for
 from homeostat.trust import Fixed
@@ -112,6 +114,90 @@ def test_the_registered_operator_passes_torchs_own_check(strides, fixed):
     dy = torch.randn_like(y)
     got = torch.autograd.grad(y, (x, w, b), dy)
     torch.testing.assert_close(got, torch.autograd.grad(want, (x, w, b), dy.double()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(cpu.native is None, reason=f"no native part: {cpu.info().get('reason')}")
+@pytest.mark.parametrize("strides", [None, "channels_last", "gaps"])
+def test_the_operators_that_measure_pass_torchs_own_check(strides):
+    x = torch.randn(4, 6, 5, 6)[..., ::2] if strides == "gaps" else torch.randn(4, 6, 5, 3)
+    if strides == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    ops, kinds = torch.ops.homeostat, ("test_schema", "test_faketensor")
+    words = ("n c ... -> c", "", [], [], 1e-5, True, [])
+    torch.library.opcheck(ops.measure.default, (x, *words), test_utils=kinds[1:])  # it leaves room it does not fill
+    scratch, dy, wide = ops.measure(x, *words), torch.randn(4, 6, 5, 3), x.double()
+    torch.library.opcheck(ops.pull.default, (dy, x, scratch, *words), test_utils=kinds)
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    torch.testing.assert_close(scratch.view(6, 6)[3:5], torch.stack([mean, var * 60]))
+    xhat = (wide - mean.view(6, 1, 1)) / (var + 1e-5).sqrt().view(6, 1, 1)
+    want = torch.stack([dy.double().sum((0, 2, 3)), (dy * xhat).sum((0, 2, 3))])
+    torch.testing.assert_close(ops.pull(dy, x, scratch, *words).double(), want, rtol=1e-5, atol=1e-5)
+    memory = [torch.zeros(6), torch.ones(6), torch.tensor(0), torch.tensor(0)]
+    torch.library.opcheck(ops.average.default, (*memory, *scratch.view(6, 6)[3:5], 60, 0.1), test_utils=kinds)
+
+
+SHARED = {
+    "batch norm": lambda: hs.nn.BatchNorm2d(6),
+    "without gain": lambda: hs.nn.BatchNorm2d(6, affine=False),
+    "cumulative": lambda: hs.nn.BatchNorm2d(6, momentum=None),
+    "bfloat16 gain": lambda: hs.nn.BatchNorm2d(6).to(torch.bfloat16),
+    "renorm": lambda: hs.Norm("n c ... -> c", source=hs.Renorm(0.1, 1.5, 0.3), gain=hs.Learned("c"), c=6),
+    "not centred": lambda: hs.Norm("n c ... -> c", source=hs.Running(0.1), gain=hs.Learned("c"), center=False, c=6),
+    "gain elsewhere": lambda: hs.Norm("n c h w -> c", gain=hs.Learned("h"), h=5),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", SHARED)
+def test_what_the_batch_shares_is_the_same_compiled(name, layout):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = SHARED[name]()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(torch.randn_like(p) / 3)
+    again, found = copy.deepcopy(layer), []
+    kind = torch.bfloat16 if name == "bfloat16 gain" else torch.float32
+    x, dy = (torch.randn(4, 6, 5, 3).to(kind).contiguous(memory_format=layout) for _ in range(2))
+    for one, call in ((layer, layer), (again, torch.compile(again))):
+        leaf = (x * 2 + 1).requires_grad_()
+        for _ in range(2):  # the second step trusts what the first one left
+            y = call(leaf)
+        y.backward(dy)
+        found.append([y, leaf.grad, *(p.grad for p in one.parameters()), *one.buffers()])
+    digits = {"rtol": 2e-2, "atol": 2e-2} if kind is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found[1], found[0], **digits)
+
+
+SLICED = {
+    "without its first token": lambda: (hs.nn.LayerNorm(6), torch.randn(4, 8, 6)[:, 1:]),
+    "heads of one projection": lambda: (hs.nn.RMSNorm(6), torch.randn(2, 5, 3, 4, 6).permute(2, 0, 3, 1, 4)[0]),
+    "cropped": lambda: (hs.nn.BatchNorm2d(6), torch.randn(4, 6, 8, 8)[:, :, 1:-1, 1:-1]),
+    "every other": lambda: (hs.nn.GroupNorm(2, 6), torch.randn(4, 6, 8)[..., ::2]),
+}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_a_slice_is_copied_once_and_takes_the_kernels(name, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = SLICED[name]()
+    taken, was = [], fused.normalize
+    monkeypatch.setattr(fused, "normalize", lambda *args: taken.append(1) or was(*args))
+    found = []
+    for leaf in (x.detach().requires_grad_(), x.detach().contiguous().requires_grad_()):
+        layer.zero_grad()
+        y = layer(leaf)
+        y.backward(torch.ones_like(y) + y.detach())
+        found.append([y, leaf.grad, *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert len(taken) == (2 if cpu.native is not None else 0)
+
+
+@pytest.mark.parametrize("make", [lambda m: m.LayerNorm(6), lambda m: m.RMSNorm(6)])
+def test_rows_that_lie_across_memory_come_out_along_it_as_in_torch(make):
+    """Tokens are often a transposed picture; the linear layer that follows is slow on such."""
+    x = torch.randn(4, 6, 9).transpose(1, 2)
+    assert make(hs.nn)(x).stride() == make(torch.nn)(x).stride() == (54, 6, 1)
 
 
 @pytest.mark.skipif(cpu.native is None, reason=f"no native part: {cpu.info().get('reason')}")

@@ -11,7 +11,6 @@ composite  everything else: functorch, forward AD, subclasses, eps="auto"       
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.autograd import forward_ad
 
 from homeostat.arrays import backend_of
 from homeostat.kernels import aten, fused, reference, registered
-from homeostat.kernels.eager import Eager, seen_in
+from homeostat.kernels.eager import Eager
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
@@ -123,29 +122,27 @@ def _registered(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
     y, scratch = registered.normalize(x, weight, bias, job)
-    if not wanted or isinstance(job.trust, Fixed):
-        return y, None
-    sums = scratch.view(6, *job.plan.groups)
-    return y, Moments(float(job.plan.pool), sums[3], sums[4])
+    return y, _seen(scratch, job) if wanted else None
 
 
 def _eager(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    where: Tensor | None,
-    job: Job,
-    wanted: bool,
-    look: Callable[[Tensor, Job], Seen] | None = None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
-    y, *sums = Eager.apply(x, weight, bias, where, job, look)  # type: ignore[no-untyped-call]
-    return y, seen_in(tuple(sums), job).moments(groups_of(_B, job.plan, job.codes)) if wanted and sums else None
+    y, *sums = Eager.apply(x, weight, bias, where, job)  # type: ignore[no-untyped-call]
+    return y, Seen(*sums).moments(groups_of(_B, job.plan, job.codes)) if wanted and sums else None
 
 
 def _measured(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
-    return _eager(x, weight, bias, where, job, wanted, registered.measure)
+    scratch = registered.measure(x, job)
+    y = registered.Measured.apply(x, weight, bias, scratch, job)  # type: ignore[no-untyped-call]
+    return y, _seen(scratch, job) if wanted else None
+
+
+def _seen(scratch: Tensor, job: Job) -> Moments:
+    sums = scratch.view(6, *job.plan.groups)
+    return Moments(float(job.plan.pool), sums[3], sums[4])
 
 
 def _aten(

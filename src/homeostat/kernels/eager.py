@@ -6,7 +6,6 @@ gradient, it differentiates the reference instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,17 +22,11 @@ assert isinstance(_B, Torch)
 
 
 class Eager(torch.autograd.Function):
-    """y, and the sums a source may want to remember. `look` measures, where the reference does not."""
+    """y, and the sums a source may want to remember."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        where: Tensor | None,
-        job: Job,
-        look: Callable[[Tensor, Job], Seen] | None = None,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job
     ) -> tuple[Any, ...]:
         g = groups_of(_B, job.plan, job.codes)
         z = x.reshape(job.plan.shape).to(_B.work_dtype(x))
@@ -43,7 +36,7 @@ class Eager(torch.autograd.Function):
         if isinstance(job.trust, Fixed):
             hi, lo, r = reference.fixed(_B, z, g, job.trust, job)
         else:
-            seen = reference.measure(_B, z, g, mask, job.center) if look is None else look(x, job)
+            seen = reference.measure(_B, z, g, mask, job.center)
             hi, lo, r = seen.hi, seen.lo, reference.scale(_B, seen, job.eps)
         pull = reference.pulled(_B, g, job.trust, seen, job.eps) if isinstance(job.trust, Pulled) and seen else None
         y = reference.apply(_B, z, g, hi, lo, r, gain, shift, pull).reshape(x.shape).to(x.dtype)
@@ -52,15 +45,15 @@ class Eager(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, where, _tensor(hi), _tensor(lo), r, ratio, _tensor(off))
         if seen is None:
             return (y,)
-        sums = tuple(s for s in (seen.n, seen.hi, seen.lo, seen.m2) if isinstance(s, Tensor))
-        ctx.mark_non_differentiable(*sums)
+        sums = (seen.n, seen.hi, seen.lo, seen.m2)
+        ctx.mark_non_differentiable(*(s for s in sums if isinstance(s, Tensor)))
         return (y, *sums)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, bias, where, hi, lo, r, ratio, off = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*through_the_reference(dy, x, weight, bias, where, ctx.job, ctx.needs_input_grad), None, None, None)
+            return (*through_the_reference(dy, x, weight, bias, where, ctx.job, ctx.needs_input_grad), None, None)
         job = ctx.job
         g = groups_of(_B, job.plan, job.codes)
         work = _B.work_dtype(x)
@@ -72,14 +65,7 @@ class Eager(torch.autograd.Function):
         pull = None if ratio is None else (ratio, 0.0 if off is None else off)
         dx, xhat = reference.gradient(_B, dz, z, g, seen, hi, lo, r, gain, mask, job.center, pull)
         dw, db = _gain_gradients(dz, xhat, weight, bias, job)
-        return dx.reshape(x.shape).to(x.dtype), dw, db, None, None, None
-
-
-def seen_in(sums: tuple[Tensor, ...], job: Job) -> Seen:
-    """What the node saw, of which it gave only the tensors: a count by labels or weights, a mean if centred, M2."""
-    n: Any = sums[0] if len(sums) in (2, 4) else float(job.plan.pool)
-    hi, lo = sums[-3:-1] if job.center else (0.0, 0.0)
-    return Seen(n, hi, lo, sums[-1])
+        return dx.reshape(x.shape).to(x.dtype), dw, db, None, None
 
 
 def by_closed_form(

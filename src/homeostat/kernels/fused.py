@@ -247,6 +247,14 @@ def look(x: Tensor, told: Any, scratch: Tensor) -> None:
     told.forward(x.data_ptr(), 0, 0, 0, at, at + 24 * n, 0, 0, _threads(), 0, 0, 0, 0)
 
 
+def pull(dy: Tensor, x: Tensor, told: Any, scratch: Tensor) -> Tensor:
+    """[2, groups]: the sums of dy and of dy xhat, where the task's gain is one per group. No dx is written."""
+    dy, sums = _like(dy, x), _empty((2, told.groups), dtype=torch.float32, device=_CPU)
+    s, q = sums[0].data_ptr(), sums[1].data_ptr()
+    told.backward(x.data_ptr(), dy.data_ptr(), 0, scratch.data_ptr(), 0, q, s, _threads(), 0, 0, 0)
+    return sums
+
+
 def backward(
     dy: Tensor,
     x: Tensor,

@@ -29,6 +29,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
     f"normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, {_WORDS}) -> (Tensor, Tensor)",
     tags=_ANY_LAYOUT,
 )
+_LIBRARY.define(f"pull(Tensor dy, Tensor x, Tensor scratch, {_WORDS}) -> Tensor", tags=_ANY_LAYOUT)  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"measure(Tensor x, {_WORDS}) -> Tensor", tags=_ANY_LAYOUT)  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "gradient(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor scratch, "
@@ -46,7 +47,8 @@ def choice(x: Tensor, job: Job) -> str:
     """
     if isinstance(job.trust, Fixed) or cpu.native is None or x.dtype not in fused.DTYPES or job.codes or not x.is_cpu:
         return "composite"
-    return "registered" if 0 in job.plan.kept else "measured"
+    shared = 0 not in job.plan.kept and (job.gain is None or job.gain.frame == job.plan.frame)
+    return "measured" if shared else "registered"
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Tensor]:
@@ -57,14 +59,57 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -
     return y, scratch
 
 
-def measure(x: Tensor, job: Job) -> Seen:
-    """What the kernels see; applying is left to the compiler, who fuses it with what comes next."""
-    found, g = torch.ops.homeostat.measure(x, *_words(job)), groups_of(_B, job.plan)
-    n, mean, m2 = float(job.plan.pool), *(g.inner(found[i].view(job.plan.groups)) for i in (3, 4))
-    if not job.center:
-        return Seen(n, 0.0, 0.0, m2)
-    hi = mean.to(torch.float32).to(torch.float64)
-    return Seen(n, hi, mean - hi, m2)
+def measure(x: Tensor, job: Job) -> Tensor:
+    """[6 groups], as `normalize` leaves them."""
+    found: Tensor = torch.ops.homeostat.measure(x.detach(), *_words(job))
+    return found
+
+
+class Measured(torch.autograd.Function):
+    """y, from [6 groups] of sums: the kernels measure, forward and backward; the compiler applies, and fuses it.
+
+    With S = sum dy and Q = sum dy xhat of a group, g = w ratio:    dx = g r (dy - (S + xhat Q) / n)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scratch: Tensor, job: Job) -> Tensor:
+        g = groups_of(_B, job.plan)
+        z = x.reshape(job.plan.shape).to(_B.work_dtype(x))
+        mean, m2 = (g.inner(row.view(job.plan.groups)) for row in scratch.view(6, -1)[3:5].unbind(0))
+        hi, lo = (mean.to(z.dtype), mean - mean.to(z.dtype)) if job.center else (None, 0.0)
+        seen = Seen(float(job.plan.pool), 0.0 if hi is None else hi, lo, m2)
+        pull = reference.pulled(_B, g, job.trust, seen, job.eps) if isinstance(job.trust, Pulled) else None
+        r = reference.scale(_B, seen, job.eps)
+        parts = (lo, r) if pull is None else (lo, r, *pull)
+        kept = (hi, *(p.to(z.dtype) if isinstance(p, Tensor) else None for p in parts))
+        gain, shift = reference.gains(_B, z, weight, bias, job)
+        y: Tensor = reference.apply(_B, z, g, seen.hi, lo, r, gain, shift, pull).reshape(x.shape).to(x.dtype)
+        ctx.job, ctx.learns = job, bias is not None
+        ctx.save_for_backward(x, weight, scratch, *kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scratch, *kept = ctx.saved_tensors
+        job = ctx.job
+        g = groups_of(_B, job.plan)
+        work = _B.work_dtype(x)
+        z, dz = x.reshape(job.plan.shape).to(work), dy.reshape(job.plan.shape).to(work)
+        pulls = torch.ops.homeostat.pull(dy, x, scratch, *_words(job))
+        s, q = (row.view(job.plan.groups) for row in pulls.unbind(0))
+        hi, lo, r, ratio, off = (*kept, None, None)[:5]
+        gain = torch.ones_like(r) if weight is None else g.inner(weight.to(work))
+        gain = gain if ratio is None else gain * ratio
+        xhat = reference.apply(_B, z, g, 0.0 if hi is None else hi, 0.0 if lo is None else lo, r)
+        back = xhat * (g.inner(q) / job.plan.pool).to(work)
+        if job.center:
+            back = back + (g.inner(s) / job.plan.pool).to(work)
+        dx = ((dz - back) * (gain * r)).reshape(x.shape).to(x.dtype)
+        if weight is None:
+            return dx, None, s.to(work) if ctx.learns else None, None, None
+        if ratio is not None:
+            q = q * g.result(ratio) + (0.0 if off is None else s * g.result(off))
+        return dx, q.to(weight.dtype), s.to(weight.dtype) if ctx.learns else None, None, None
 
 
 def _words(job: Job) -> tuple[Any, ...]:
@@ -135,16 +180,30 @@ def _normalize(
 
 
 def _measure(x: Tensor, *words: Any) -> Tensor:
-    """[6, groups], of which 3 is the mean and 4 M2, as `normalize` leaves them."""
+    """Statistics as applied, then mean, M2 and count of each group, as `normalize` leaves them."""
     job, told = _found(x, None, None, None, None, words)
-    scratch = torch.empty((6, _groups(job.plan)), dtype=torch.float64, device="cpu")
+    scratch = torch.empty(6 * _groups(job.plan), dtype=torch.float64, device="cpu")
     if told is not None:
         fused.look(x, told, scratch)
     else:
         g = groups_of(_B, job.plan)
         m = reference.measure(_B, x.reshape(job.plan.shape).to(_B.work_dtype(x)), g, None, job.center).moments(g)
-        scratch[3:5] = torch.stack([m.mean.reshape(-1), m.m2.reshape(-1)])
+        scratch.view(6, -1)[3:5] = torch.stack([m.mean.reshape(-1), m.m2.reshape(-1)])
     return scratch
+
+
+def _pull(dy: Tensor, x: Tensor, scratch: Tensor, *words: Any) -> Tensor:
+    """[2, groups]: the sums of dy and of dy xhat."""
+    frame = words[0]
+    job, told = _found(x, None, None, None, None, (frame, frame, *words[2:]))
+    if told is not None:
+        return fused.pull(dy, x, told, scratch)
+    g = groups_of(_B, job.plan)
+    work = _B.work_dtype(x)
+    z, dz = x.reshape(job.plan.shape).to(work), dy.reshape(job.plan.shape).to(work)
+    seen = reference.measure(_B, z, g, None, job.center)
+    xhat = reference.apply(_B, z, g, seen.hi, seen.lo, reference.scale(_B, seen, job.eps))
+    return torch.stack([g.result(g.total(p)).reshape(-1) for p in (dz, dz * xhat)]).float()
 
 
 def _gradient(
@@ -174,6 +233,7 @@ def _groups(plan: Plan) -> Any:
 
 
 _LIBRARY.impl("measure", _measure, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("pull", _pull, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("normalize", _normalize, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("gradient", _gradient, "CPU")  # type: ignore[no-untyped-call]
 
@@ -187,7 +247,12 @@ def _(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *words: Any) -> tu
 @torch.library.register_fake("homeostat::measure", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(x: Tensor, *words: Any) -> Tensor:
     plan, _gain = _plans(x.shape, words[0], words[1], tuple(words[2]), tuple(words[3]))
-    return x.new_empty((6, _groups(plan)), dtype=torch.float64)
+    return x.new_empty(6 * _groups(plan), dtype=torch.float64)
+
+
+@torch.library.register_fake("homeostat::pull", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _(dy: Tensor, x: Tensor, scratch: Tensor, *words: Any) -> Tensor:
+    return scratch.new_empty((2, scratch.shape[0] // 6), dtype=torch.float32)
 
 
 @torch.library.register_fake("homeostat::gradient", lib=_LIBRARY)  # type: ignore[untyped-decorator]
