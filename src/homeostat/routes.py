@@ -5,6 +5,7 @@ fused      CPU in plain eager mode, float32, bfloat16 and float16: the compiled 
 eager      CPU in plain eager mode, what they do not take: one autograd node               (kernels/eager.py)
 registered torch.compile on the CPU: the compiled kernels as operators                     (kernels/registered.py)
 measured   the same where the batch shares a statistic: they measure, the compiler applies (kernels/registered.py)
+constants  torch.compile on the CPU, statistics that are remembered: the compiler fuses them away
 aten       exported graphs, and devices without kernels of ours, where torch has the same operator
 composite  everything else: functorch, forward AD, subclasses, eps="auto"                  (kernels/reference.py)
 """
@@ -112,6 +113,20 @@ def _composite(
     return y, seen.moments(g) if wanted and seen is not None else None
 
 
+def _constants(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
+) -> Result:
+    """In float32: a compiler computes them anew for every element it fuses them into, and in double that is slow."""
+    trust, g = job.trust, groups_of(_B, job.plan)
+    assert isinstance(trust, Fixed)
+    z = x.reshape(job.plan.shape).float()
+    w, b = reference.gains(_B, z, weight, bias, job)
+    mean = g.inner(trust.mean).float() + 0.0  # a copy: memory may be written between this forward and its backward
+    y = (z - mean if job.center else z) * torch.rsqrt(g.inner(trust.var).float() + job.eps)
+    y = y if w is None else y * w
+    return (y if b is None else y + b).reshape(x.shape).to(x.dtype), None
+
+
 def _fused(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool, task: Any
 ) -> Result:
@@ -155,6 +170,7 @@ def _aten(
 _ROUTES = {
     "registered": _registered,
     "measured": _measured,
+    "constants": _constants,
     "composite": _composite,
     "eager": _eager,
     "aten": _aten,

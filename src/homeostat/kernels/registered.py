@@ -38,17 +38,28 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 
 
+SMALL = 1 << 20  # elements
+
+
 def choice(x: Tensor, job: Job) -> str:
-    """Which route a compiled graph takes on the CPU.
+    """Which route a compiled graph takes on the CPU, by what whole networks take on two cores.
 
     Constants are the compiler's: it fuses them away. So is applying what the batch shares: a network goes from
     convolution through batch norm to relu, and an operator between them that writes y costs a ResNet's step a tenth.
-    Within a sample the whole operator is the faster one, 1.0 to 5.9 times what the compiler makes of it.
+    Small rows are the compiler's too: a call costs 50 us, a thirtieth of a small GPT. The rest are the operator's:
+    1.0 to 5.9 times as fast as what the compiler makes of them.
     """
-    if isinstance(job.trust, Fixed) or cpu.native is None or x.dtype not in fused.DTYPES or job.codes or not x.is_cpu:
+    plan, gain = job.plan, job.gain
+    if x.dtype not in fused.DTYPES or job.codes or not x.is_cpu:
         return "composite"
-    shared = 0 not in job.plan.kept and (job.gain is None or job.gain.frame == job.plan.frame)
-    return "measured" if shared else "registered"
+    if isinstance(job.trust, Fixed):
+        return "constants" if job.trust.mean.dtype in fused.DTYPES else "composite"
+    if cpu.native is None:
+        return "composite"
+    if 0 not in plan.kept:
+        return "measured" if gain is None or gain.frame == plan.frame else "registered"
+    rows = gain is not None and not set(gain.kept) & set(plan.kept)
+    return "composite" if rows and job.trust is THROUGH and x.numel() < SMALL else "registered"
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Tensor]:
