@@ -52,6 +52,7 @@ MAY_LOAD_OPTIONAL = (
     "kernels/eager.py",
     "kernels/running.py",
     "kernels/fused.py",
+    "kernels/measured.py",
     "kernels/registered.py",
     "kernels/outputs.py",
 )

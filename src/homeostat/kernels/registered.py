@@ -1,6 +1,7 @@
 """Registered: the compiled kernels as torch operators, for torch.compile, which would otherwise look into them.
 
     homeostat::normalize -> y, scratch        homeostat::gradient -> dx, dweight, dbias
+    homeostat::measure -> scratch             homeostat::pull -> sums over each group      (measured.py)
 
 A graph may be kept on disk and run by another process, so an operator is told its job in words (a pattern, names and
 sizes of axes), and finds its plan where it runs. There too, what the kernels do not take goes through the reference.
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from homeostat.frame import Frame
-from homeostat.kernels import cpu, fused, reference
+from homeostat.kernels import fused, reference
 from homeostat.kernels.eager import _B, by_closed_form
 from homeostat.kernels.groups import groups_of
-from homeostat.kernels.reference import Job, Seen
+from homeostat.kernels.reference import Job
 from homeostat.plan import Plan, plan_for
 from homeostat.trust import THROUGH, Fixed, Pulled, Trust
 
@@ -38,30 +39,6 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 
 
-SMALL = 1 << 20  # elements
-
-
-def choice(x: Tensor, job: Job) -> str:
-    """Which route a compiled graph takes on the CPU, by what whole networks take on two cores.
-
-    Constants are the compiler's: it fuses them away. So is applying what the batch shares: a network goes from
-    convolution through batch norm to relu, and an operator between them that writes y costs a ResNet's step a tenth.
-    Small rows are the compiler's too: a call costs 50 us, a thirtieth of a small GPT. The rest are the operator's:
-    1.0 to 5.9 times as fast as what the compiler makes of them.
-    """
-    plan, gain = job.plan, job.gain
-    if x.dtype not in fused.DTYPES or job.codes or not x.is_cpu:
-        return "composite"
-    if isinstance(job.trust, Fixed):
-        return "constants" if job.trust.mean.dtype in fused.DTYPES else "composite"
-    if cpu.native is None:
-        return "composite"
-    if 0 not in plan.kept:
-        return "measured" if gain is None or gain.frame == plan.frame else "registered"
-    rows = gain is not None and not set(gain.kept) & set(plan.kept)
-    return "composite" if rows and job.trust is THROUGH and x.numel() < SMALL else "registered"
-
-
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> tuple[Tensor, Tensor]:
     """y, and [6 groups]: statistics as applied, then mean, M2 and count."""
     trust = job.trust
@@ -76,51 +53,10 @@ def measure(x: Tensor, job: Job) -> Tensor:
     return found
 
 
-class Measured(torch.autograd.Function):
-    """y, from [6 groups] of sums: the kernels measure, forward and backward; the compiler applies, and fuses it.
-
-    With S = sum dy and Q = sum dy xhat of a group, g = w ratio:    dx = g r (dy - (S + xhat Q) / n)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scratch: Tensor, job: Job) -> Tensor:
-        g = groups_of(_B, job.plan)
-        z = x.reshape(job.plan.shape).to(_B.work_dtype(x))
-        mean, m2 = (g.inner(row.view(job.plan.groups)) for row in scratch.view(6, -1)[3:5].unbind(0))
-        hi, lo = (mean.to(z.dtype), mean - mean.to(z.dtype)) if job.center else (None, 0.0)
-        seen = Seen(float(job.plan.pool), 0.0 if hi is None else hi, lo, m2)
-        pull = reference.pulled(_B, g, job.trust, seen, job.eps) if isinstance(job.trust, Pulled) else None
-        r = reference.scale(_B, seen, job.eps)
-        parts = (lo, r) if pull is None else (lo, r, *pull)
-        kept = (hi, *(p.to(z.dtype) if isinstance(p, Tensor) else None for p in parts))
-        gain, shift = reference.gains(_B, z, weight, bias, job)
-        y: Tensor = reference.apply(_B, z, g, seen.hi, lo, r, gain, shift, pull).reshape(x.shape).to(x.dtype)
-        ctx.job, ctx.learns = job, bias is not None
-        ctx.save_for_backward(x, weight, scratch, *kept)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scratch, *kept = ctx.saved_tensors
-        job = ctx.job
-        g = groups_of(_B, job.plan)
-        work = _B.work_dtype(x)
-        z, dz = x.reshape(job.plan.shape).to(work), dy.reshape(job.plan.shape).to(work)
-        pulls = torch.ops.homeostat.pull(dy, x, scratch, *_words(job))
-        s, q = (row.view(job.plan.groups) for row in pulls.unbind(0))
-        hi, lo, r, ratio, off = (*kept, None, None)[:5]
-        gain = torch.ones_like(r) if weight is None else g.inner(weight.to(work))
-        gain = gain if ratio is None else gain * ratio
-        xhat = reference.apply(_B, z, g, 0.0 if hi is None else hi, 0.0 if lo is None else lo, r)
-        back = xhat * (g.inner(q) / job.plan.pool).to(work)
-        if job.center:
-            back = back + (g.inner(s) / job.plan.pool).to(work)
-        dx = ((dz - back) * (gain * r)).reshape(x.shape).to(x.dtype)
-        if weight is None:
-            return dx, None, s.to(work) if ctx.learns else None, None, None
-        if ratio is not None:
-            q = q * g.result(ratio) + (0.0 if off is None else s * g.result(off))
-        return dx, q.to(weight.dtype), s.to(weight.dtype) if ctx.learns else None, None, None
+def pull(dy: Tensor, x: Tensor, scratch: Tensor, job: Job) -> Tensor:
+    """[2, groups]: the sums of dy and of dy xhat; `scratch` is what `measure` gave."""
+    found: Tensor = torch.ops.homeostat.pull(dy, x, scratch, *_words(job))
+    return found
 
 
 def _words(job: Job) -> tuple[Any, ...]:
