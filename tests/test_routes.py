@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 import homeostat as hs
+import homeostat.memory  # registers the operators that remember
 from homeostat import routes
 from homeostat.frame import Frame
 from homeostat.kernels import cpu, fused
