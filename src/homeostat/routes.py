@@ -109,9 +109,9 @@ def in_a_graph(x: Tensor, job: Job) -> str:
     """Which route a compiled graph takes on the CPU, by what whole networks take on two cores.
 
     Constants are the compiler's: it fuses them away. So is applying what the batch shares: a network goes from
-    convolution through batch norm to relu, and an operator between them that writes y costs a ResNet's step a tenth.
-    Small rows are the compiler's too: a call costs 50 us, a thirtieth of a small GPT. The rest are the operator's:
-    1.0 to 5.9 times as fast as what the compiler makes of them.
+    convolution through batch norm to relu, and an operator between them that writes y made a ResNet's step slower.
+    Small rows are the compiler's too: their loops cost less than calls from Python. The rest are the operator's. SMALL
+    lies above the rows of the networks that `make bench` measures; between those and it nothing was compared with care.
     """
     plan, gain = job.plan, job.gain
     if x.dtype not in fused.DTYPES or job.codes or not x.is_cpu:
