@@ -25,7 +25,7 @@ template <class T> class ColumnLook {
         float *const about = lines.data(), *const f0 = about + line, *const f1 = f0 + line, *const f2 = f1 + line;
         double *const s0 = sums.data(), *const s1 = s0 + line, *const s2 = s1 + line;
         bool guessed = !center;
-        sheet.tiles(x, rows, [&](const Tile<T> &tile, i64) {
+        sheet.tiles(x, rows, false, [&](const Tile<T> &tile, i64) {
             const auto measure = [&](const Tile<T> &of) {
                 std::fill(f0, f0 + 3 * line, 0.f);
                 tile_spread(of, about, f0, f1, f2);
@@ -107,7 +107,7 @@ template <bool STREAM, class T> void columns_apply(const Sheet<T> &sheet, const 
             const Stat &q = f.stats[g];
             hi[j] = q.hi, s[j] = (f.weight ? f.weight[k] : 1.f) * q.rate, t[j] = (f.bias ? f.bias[k] : 0.f) - q.shift * s[j];
         });
-        sheet.tiles(x, some, [&](const Tile<T> &tile, i64 begin) {
+        sheet.tiles(x, some, true, [&](const Tile<T> &tile, i64 begin) {
             sheet.point(y, begin, tile.n, to);
             i64 r = 0;
             for (; r + ABREAST <= tile.n; r += ABREAST)
@@ -181,7 +181,7 @@ template <class T> struct ColumnPull {
         vector<float> lines(std::size_t(3 * sheet.line));
         float *const hi = lines.data(), *const f1 = hi + sheet.line, *const f2 = f1 + sheet.line;
         sheet.spread(u, [&](i64 j, i64 g, i64) { hi[j] = f.stats[g].hi; });
-        sheet.tiles(x, rows, [&](const Tile<T> &tile, i64 begin) {
+        sheet.tiles(x, rows, false, [&](const Tile<T> &tile, i64 begin) {
             sheet.point(dy, begin, tile.n, from);
             std::fill(f1, f1 + 2 * sheet.line, 0.f);
             tile_pull(tile, from, hi, f1, f2);
@@ -227,7 +227,7 @@ void columns_descend(const Sheet<T> &sheet, const Backward &f, const Slope *slop
             const Slope &s = slopes[g];
             hi[j] = s.hi, p[j] = (f.weight ? f.weight[k] : 1.f) * s.rate, q[j] = s.q, r[j] = s.r;
         });
-        sheet.tiles(x, some, [&](const Tile<T> &tile, i64 begin) {
+        sheet.tiles(x, some, true, [&](const Tile<T> &tile, i64 begin) {
             sheet.point(dy, begin, tile.n, from), sheet.point(dx, begin, tile.n, to);
             i64 i = 0;
             for (; i + 2 <= tile.n; i += 2) rows_slope<STREAM, 2>(tile, i, from + i, to + i, hi, p, q, r);

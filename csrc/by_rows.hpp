@@ -16,6 +16,7 @@ struct Rows {
     i64 weight(i64 i) const { return l.C == 1 ? i * l.wa : (i / l.C) * l.wa + (i % l.C) * l.wc; }
     const float *weights(i64 i, i64 at) const { return call.where && l.ws ? call.where + weight(i) + at : nullptr; }
     float each(i64 i) const { return call.where && !l.ws ? call.where[weight(i)] : 1.f; }
+    bool pack(const Forward &f) const { return packs(call, n) && !f.other; }
     bool few(int threads) const { return l.groups() < threads && n >= 2 * CHUNK; }
     Part piece(int t, int threads) const {
         const Part blocks = part((n + LANES - 1) / LANES, t, threads); // whole vectors
@@ -29,6 +30,7 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     const T *const x = static_cast<const T *>(f.other ? f.sum : f.x);
     T *const y = static_cast<T *>(f.y);
     const int threads = threads_for(call);
+    const bool one_gain = !call.at.ga && !call.at.gc; // of all rows
     const auto look = [&](i64 i, Part p, Look &seen) {
         const i64 at = i * n + p.begin;
         if (f.other)
@@ -54,7 +56,15 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     if (!rows.few(threads))
         return team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
-            for (i64 i = mine.begin; i < mine.end; ++i) {
+            i64 i = mine.begin;
+            for (; rows.pack(f) && i + PACK <= mine.end; i += PACK) {
+                settle_pack(call, f, x + i * n, n, i);
+                if (y && one_gain)
+                    pack_apply<STREAM>(x + i * n, y + i * n, n, f.stats + i, f.weight, f.bias);
+                else
+                    for (int k = 0; k < PACK; ++k) apply(i + k, {0, n});
+            }
+            for (; i < mine.end; ++i) {
                 Look seen;
                 look(i, {0, n}, seen);
                 settle_row(i, seen.moments(call.center));
@@ -159,17 +169,20 @@ template <bool STREAM, class T> struct RowsBackward {
     }
     template <int ROWS> void both(i64 i, i64 apart, float *pw, float *pb) const {
         Slope s[ROWS];
-        for (int k = 0; k < ROWS; ++k) {
-            double s1 = 0, s2 = 0;
-            pull(i + k * apart, {0, n}, s1, s2);
-            s[k] = slope_of(i + k * apart, s1, s2);
-        }
+        double s1[ROWS]{}, s2[ROWS]{};
+        if (ROWS == PACK && packs(call, n)) {
+            float hi[ROWS];
+            for (int k = 0; k < ROWS; ++k) hi[k] = f.stats[i + k * apart].hi;
+            pack_pull(x + i * n, dy + i * n, f.weight ? f.weight + rows.gain(i) : nullptr, n, apart * n, hi, s1, s2);
+        } else
+            for (int k = 0; k < ROWS; ++k) pull(i + k * apart, {0, n}, s1[k], s2[k]);
+        for (int k = 0; k < ROWS; ++k) s[k] = slope_of(i + k * apart, s1[k], s2[k]);
         descend<ROWS>(i, apart, {0, n}, s, pw, pb);
     }
 
     // Rows that share a gain go four at a time: those of neighbouring a where all a share it, else those of one a.
     void all_rows(int threads) const {
-        constexpr i64 TOGETHER = 4, FLUSH = 256; // rows summed in float before the sum goes to double
+        constexpr i64 TOGETHER = PACK, FLUSH = 256; // rows summed in float before the sum goes to double
         const i64 lines = l.gc ? l.C : 1, width = lines * n; // of the gain, for one a
         const bool learns = f.dweight || f.dbias, own = l.ga != 0;
         vector<double> total(std::size_t(learns ? 2 * width * (own ? l.A : threads) : 0));

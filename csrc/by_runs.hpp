@@ -68,11 +68,16 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
         });
     };
     const int threads = threads_for(call);
+    const bool alone = l.B == 1 && packs(call, length); // a group is one short run
     if (!fixed && runs.whole(threads)) // constants are applied as memory lies
         return team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
+            i64 packed = mine.begin; // groups measured so far PACK at a time
             for (i64 g = mine.begin; g < mine.end; ++g) {
-                f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
+                if (alone && packed == g && g + PACK <= mine.end)
+                    settle_pack(call, f, x + g * length, length, g), packed += PACK;
+                else if (packed <= g)
+                    f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
                 for (i64 b = l.B; b-- > 0 && y;) apply({g / l.C, b, g % l.C}, 0, length); // the last was seen last
             }
             settle();
@@ -117,12 +122,20 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const auto place_of = [&](i64 strand) {
         return abreast > 1 ? Runs::Place{strand / l.C, 0, strand % l.C} : runs.place(strand);
     };
+    const bool packed = whole && l.B == 1 && packs(call, l.S);
     vector<double> pull(std::size_t(strands * l.P * 2));
     const auto look = [&](i64 strand, Runs::Place s, i64 p) {
         const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;
         double *const out = pull.data() + (strand * l.P + p) * 2;
         run_pull(x + at, dy + at, nullptr, l.S, abreast, l.C * length, f.stats[runs.group(s)].hi,
                  call.where != nullptr, out[0], out[1]);
+    };
+    const auto look_pack = [&](i64 run, i64 g, i64 p) { // the same of PACK runs from run p of group g on
+        float hi[PACK];
+        double s1[PACK], s2[PACK];
+        for (i64 k = 0; k < PACK; ++k) hi[k] = f.stats[g + (p + k) / l.P].hi;
+        pack_pull(x + run * l.S, dy + run * l.S, nullptr, l.S, l.S, hi, s1, s2);
+        for (i64 k = 0; k < PACK; ++k) pull[std::size_t(2 * (run + k))] = s1[k], pull[std::size_t(2 * (run + k) + 1)] = s2[k];
     };
     // Add what one strand's segment pulls: sums of gain dy and of gain dy xhat.
     const auto add = [&](i64 strand, Runs::Place place, double *sums) {
@@ -142,12 +155,15 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     if (whole)
         team(threads, [&](int t, int of) {
             const Part mine = part(groups, t, of);
+            i64 looked = mine.begin * l.P; // runs, where they go PACK at a time
             for (i64 g = mine.begin; g < mine.end; ++g) {
+                for (; packed && looked < (g + 1) * l.P && looked + PACK <= mine.end * l.P; looked += PACK)
+                    look_pack(looked, g, looked - g * l.P);
                 double sums[2] = {0, 0};
                 for (i64 b = 0; b < l.B; b += abreast) {
                     const Runs::Place place{g / l.C, b, g % l.C};
                     const i64 strand = abreast > 1 ? g : runs.segment(place.a, b, place.c);
-                    for (i64 p = 0; p < l.P; ++p) look(strand, place, p);
+                    for (i64 p = packed ? std::max<i64>(0, looked - g * l.P) : 0; p < l.P; ++p) look(strand, place, p);
                     add(strand, place, sums);
                 }
                 const Slope s = slope(call, f.stats[g], sums[0], sums[1]);

@@ -143,6 +143,44 @@ INLINE void run_look(const T *x, i64 n, bool center, const float *w, float each,
         }
 }
 
+// Short rows go PACK at a time: while one waits for its sums, square root and quotient, the others fill the time.
+constexpr int PACK = 4;
+constexpr i64 SHORT = 32 * LANES; // elements of the longest: as many per lane as a longer run's sums take in
+
+// f(i, k): the next k elements from i on, whole vectors first
+template <class F> INLINE void by_vectors(i64 n, const F &f) {
+    i64 i = 0;
+    for (; i + LANES <= n; i += LANES) f(i, i64(LANES));
+    if (i < n) f(i, n - i);
+}
+
+// run_spread of PACK rows of n, one after the other
+template <class T> INLINE void pack_spread(const T *x, i64 n, const float *m, double *s1, double *s2) {
+    vf a[PACK]{}, e[PACK]{};
+    by_vectors(n, [&](i64 i, i64 k) {
+        for (int r = 0; r < PACK; ++r) {
+            const vf v = take(x + r * n + i, k) - all(m[r]), u = k == LANES ? v : keep(v, k);
+            a[r] += u, e[r] += u * u;
+        }
+    });
+    for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
+}
+
+// row_apply of PACK rows with one gain, one row after the other
+template <bool STREAM, class T>
+INLINE void pack_apply(const T *x, T *y, i64 n, const Stat *q, const float *w, const float *b) {
+    vf shift[PACK]; // y = ((x - hi) rate + shift) w + b
+    for (int r = 0; r < PACK; ++r) shift[r] = all(-q[r].shift * q[r].rate);
+    by_vectors(n, [&](i64 i, i64 k) {
+        const vf g = w ? take(w + i, k) : all(1.f), o = b ? take(b + i, k) : vf{};
+        for (int r = 0; r < PACK; ++r) {
+            const i64 at = r * n + i;
+            const vf z = ((take(x + at, k) - all(q[r].hi)) * all(q[r].rate) + shift[r]) * g;
+            give<STREAM>(y + at, b ? z + o : z, k);
+        }
+    });
+}
+
 // s = x + other, and on from there
 template <class T> INLINE void run_add(const T *x, const T *other, T *s, i64 n) {
     i64 i = 0;
@@ -234,6 +272,20 @@ INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, i64 count, 
             a = b = c = d = e = f = g = h = vf{};
             summed = 0;
         }
+}
+
+// run_pull of PACK rows, `step` apart
+template <class T>
+INLINE void pack_pull(const T *x, const T *dy, const float *w, i64 n, i64 step, const float *hi, double *s1, double *s2) {
+    vf a[PACK]{}, e[PACK]{};
+    by_vectors(n, [&](i64 i, i64 k) {
+        const vf g = w ? take(w + i, k) : all(1.f);
+        for (int r = 0; r < PACK; ++r) {
+            const vf p = take(dy + r * step + i, k) * g;
+            a[r] += p, e[r] += p * (take(x + r * step + i, k) - all(hi[r]));
+        }
+    });
+    for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
 }
 
 // dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1

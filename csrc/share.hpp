@@ -33,14 +33,13 @@ INLINE Stat stat(const Call &call, double mean, double var, double share) {
 // Constants that a source remembers.
 Stat constant(const Call &call, i64 g) { return stat(call, given(call, call.mean, g), given(call, call.var, g), 0); }
 
-// What was measured, told and made a statistic; of a group nobody was measured in, the identity.
+// What was measured, told and made a statistic; of a group nobody was measured in, the identity. share: 1 / m.n
 //
 // Pulled: z = xhat ratio + off, which brings the batch's statistics to those remembered, as far as the bounds let it.
-INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g) {
+INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g, double share) {
     if (f.mean) f.mean[g] = m.mean, f.m2[g] = m.m2;
     if (f.count) f.count[g] = m.n;
     if (!(m.n > 0)) return {0.f, 0.f, 1.f, 0.f, 1.f, 0.f};
-    const double share = 1.0 / m.n;
     Stat s = stat(call, m.mean, m.m2 * share, share);
     if (call.trust == Trust::pulled) {
         const double own = std::sqrt(m.m2 / m.n + call.eps), sigma = std::sqrt(given(call, call.var, g) + call.eps);
@@ -50,6 +49,33 @@ INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g)
         s.shift = call.center ? float((m.mean - double(s.hi)) - off * own / ratio) : 0.f;
     }
     return s;
+}
+INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g) {
+    return settled(call, f, m, g, 1.0 / m.n);
+}
+
+// May runs of n go PACK at a time?
+bool packs(const Call &call, i64 n) { return n <= SHORT && !call.where && call.trust == Trust::through; }
+
+// Statistics of PACK groups of one run each, from i on; x is the first of n elements of the first.
+template <class T> INLINE void settle_pack(const Call &call, const Forward &f, const T *x, i64 n, i64 i) {
+    const double share = 1.0 / double(n);
+    float about[PACK]{};
+    double s1[PACK], s2[PACK];
+    for (int k = 0; call.center && k < PACK; ++k) about[k] = guess(x + k * n, n);
+    pack_spread(x, n, about, s1, s2);
+    Moments m[PACK];
+    for (int k = 0; k < PACK; ++k) {
+        const double off = call.center ? s1[k] * share : 0;
+        m[k] = {double(n), double(about[k]) + off, s2[k] - s1[k] * off};
+    }
+    for (int k = 0; call.center && k < PACK; ++k) {
+        if (!Look::missed(double(n), s1[k], s2[k])) continue;
+        Look again;
+        run_look(x + k * n, n, true, nullptr, 1.f, again);
+        m[k] = again.moments(true);
+    }
+    for (int k = 0; k < PACK; ++k) f.stats[i + k] = settled(call, f, m[k], i + k, share);
 }
 
 // dx = dy (gain rate) + m ((x - hi) q + r), from the group's means of gain dy and gain dy xhat

@@ -67,17 +67,18 @@ template <class T> class Sheet {
             }
         }
     }
-    // f(tile, first row) a few rows at a time, the last first: they may still be in a cache
-    template <class F> void tiles(const T *x, Part some, const F &f) const {
+    // f(tile, first row) a few rows at a time; `back`: the last first, which may still be in a cache
+    template <class F> void tiles(const T *x, Part some, bool back, const F &f) const {
         const T *at[MOST];
         const float *where[MOST];
         const bool along = (l.C > 1 && l.wc) || (l.P > 1 && l.wp) || (l.S > 1 && l.ws);
-        for (i64 end = some.end; end > some.begin;) {
-            const i64 n = std::min(tile(), end - some.begin), begin = end - n;
+        const i64 most = tile();
+        for (i64 done = 0, n, all = some.end - some.begin; done < all; done += n) {
+            n = std::min(most, all - done);
+            const i64 begin = back ? some.end - done - n : some.begin + done;
             point(x, begin, n, at);
             for (i64 i = 0; call.where && i < n; ++i) where[i] = weights(begin + i);
             f(Tile<T>{at, call.where ? where : nullptr, along, n, width}, begin);
-            end = begin;
         }
     }
     template <class P> void point(P *x, i64 begin, i64 n, P **at) const {

@@ -250,6 +250,9 @@ template <bool STREAM, class T> INLINE void put(T *p, vf f) {
     else
         store(p, f);
 }
+// k lanes, all of them or the first few
+template <class T> INLINE vf take(const T *p, i64 k) { return k == LANES ? load(p) : load(p, k); }
+template <bool STREAM, class T> INLINE void give(T *p, vf f, i64 k) { k == LANES ? put<STREAM>(p, f) : store(p, f, k); }
 // Is it a number? Elsewhere 0: what nobody measured may be anything.
 INLINE vf finite(vf f) { return (vf)((vi)f & (vi)((f - f) == 0.f)); }
 INLINE vf only(vf where, vf f) { return (vf)((vi)f & (vi)(where > 0.f)); }
