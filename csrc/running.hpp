@@ -69,9 +69,11 @@ struct Seen {
     const double *counts;    // elements behind each mean, or null where it is `count` everywhere
     double count;
     std::int64_t groups;
+    double unbiased = 1.0 / std::max(count - 1.0, 1.0);
 
-    double n(std::int64_t g) const { return counts ? counts[g] : count; }
-    double var(std::int64_t g) const { return m2[g] / std::max(n(g) - 1.0, 1.0); }
+    template <bool COUNTS> double var(std::int64_t g) const {
+        return COUNTS ? m2[g] / std::max(counts[g] - 1.0, 1.0) : m2[g] * unbiased;
+    }
 };
 
 template <class T> constexpr double most_of() {
@@ -82,20 +84,25 @@ template <class T> constexpr double most_of() {
 }
 
 // Will every new value be finite in a buffer of T? (A finite double may be an infinite float.)
-template <class T> bool fits(const Seen &seen) {
+template <class T, bool COUNTS> bool fits(const Seen &seen) {
+    int ok = 1; // no early end: the loop is one of vectors
     for (std::int64_t g = 0; g < seen.groups; ++g)
-        if (!(std::fabs(seen.mean[g]) <= most_of<T>() && std::fabs(seen.var(g)) <= most_of<T>())) return false;
-    return true;
+        ok &= (std::fabs(seen.mean[g]) <= most_of<T>()) & (std::fabs(seen.var<COUNTS>(g)) <= most_of<T>());
+    return ok;
 }
 
-template <class T> bool blend(T *mean, T *var, std::int64_t *steps, const Seen &seen, double momentum) {
-    if (!fits<T>(seen)) return false;
+template <bool COUNTS, class T> bool blend(T *mean, T *var, std::int64_t *steps, const Seen &seen, double momentum) {
+    if (!fits<T, COUNTS>(seen)) return false;
     ++*steps;
     const double k = std::isnan(momentum) ? 1.0 / double(*steps) : momentum;
+    // In double, rounded once on store: at k = 0.001 the float32 sum loses the step's last bits every batch.
     for (std::int64_t g = 0; g < seen.groups; ++g) {
-        // In double, rounded once on store: at k = 0.001 the float32 sum loses the step's last bits every batch.
-        if (seen.n(g) > 0 || !seen.counts) mean[g] = static_cast<T>((1.0 - k) * double(mean[g]) + k * seen.mean[g]);
-        if (seen.n(g) > 1 || !seen.counts) var[g] = static_cast<T>((1.0 - k) * double(var[g]) + k * seen.var(g));
+        if (!COUNTS || seen.counts[g] > 0) mean[g] = static_cast<T>((1.0 - k) * double(mean[g]) + k * seen.mean[g]);
+        if (!COUNTS || seen.counts[g] > 1)
+            var[g] = static_cast<T>((1.0 - k) * double(var[g]) + k * seen.var<COUNTS>(g));
     }
     return true;
+}
+template <class T> bool blend(T *mean, T *var, std::int64_t *steps, const Seen &seen, double momentum) {
+    return seen.counts ? blend<true>(mean, var, steps, seen, momentum) : blend<false>(mean, var, steps, seen, momentum);
 }

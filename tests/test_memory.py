@@ -182,7 +182,7 @@ def test_memory_is_written_by_remember_alone():
     # norm.py and preset.py reset to the beginning, states.py restores a snapshot, running.py is remember's native half
     # fused.py and registered.py copy gradients and results into arrays of their own
     own = {"fused.py", "registered.py"}
-    assert found == own | {"memory.py", "norm.py", "preset.py", "states.py", "running.py", "sources.py"}
+    assert found == own | {"memory.py", "norm.py", "preset.py", "states.py", "running.py"}
 
 
 def test_a_trial_reverts_buffers_that_were_exchanged_and_lazy_layers_that_woke_up():

@@ -11,7 +11,7 @@ after the update, when its backward recomputes the forward. `remember` does thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Mo
     """Let `source` take in what was measured."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         m = _detached(m)
-        if isinstance(source, Running) and type(source).step is Running.step and isinstance(m.count, float):
+        if _averages(source) and isinstance(m.count, float):
             torch.ops.homeostat.average(*state.values(), skipped, m.mean, m.m2, int(m.count), source.momentum)
             return
         new = source.step(recall(state, True), m)
@@ -43,11 +43,18 @@ def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Mo
     if torch._C._are_functorch_transforms_active():
         _refuse_captured(state, layer)
         m = merge_lanes(next(iter(state.values())), m)
-    elif not torch.compiler.is_exporting() and source.step_natively(state, skipped, m):
-        return
+    elif _averages(source) and not torch.compiler.is_exporting():
+        mean, var, tracked = state.values()
+        if update_running(mean, var, tracked, skipped, m, source.momentum):
+            return
     m = _detached(m)
     new = source.step(state, m)
     _write(list(state.values()), skipped, [new[name] for name in state], [m.mean, m.m2])
+
+
+def _averages(source: Source) -> TypeGuard[Running]:
+    """Is its step the running average's, which is written in C++ too?"""
+    return type(source).step is Running.step
 
 
 def _write(buffers: list[Tensor], skipped: Tensor, new: list[Tensor], seen: list[Tensor]) -> None:

@@ -68,7 +68,10 @@ class Plan:
     @property
     def pool(self) -> int:
         """How many elements share one statistic (labels aside)."""
-        return _product(tuple(self.shape[p] for p in self.pooled))
+        if "pool" not in self.memo:
+            self.memo["pool"] = _product(tuple(self.shape[p] for p in self.pooled))
+        found: int = self.memo["pool"]
+        return found
 
     def keep(self, frame: Frame, counts: Mapping[str, int] | None = None) -> Plan:
         """The plan of another frame with the same left side, for the same tensor."""

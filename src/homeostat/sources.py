@@ -49,10 +49,6 @@ class Source:
         """New memory from old memory and what was measured; pure. `m` is gathered and detached."""
         return {}
 
-    def step_natively(self, state: State, skipped: Array, m: Moments) -> bool:
-        """The same step, guard included, in one native call; False where that does not apply."""
-        return False
-
 
 @dataclass(frozen=True)
 class Batch(Source):
@@ -103,12 +99,6 @@ class Running(Source):
             "running_var": (1 - k) * old_var + k * var,
             "num_batches_tracked": tracked,
         }
-
-    def step_natively(self, state: State, skipped: Array, m: Moments) -> bool:
-        from homeostat.kernels import running
-
-        mean, var, tracked = (state[name] for name in self.names)
-        return running.update_running(mean, var, tracked, skipped, m, self.momentum)
 
 
 @dataclass(frozen=True)
