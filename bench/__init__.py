@@ -6,5 +6,6 @@ jaxed     the same norms for JAX                      inside    what is taken fr
 speed     measure, and keep a record of each cell     records   the records, on disk as they come
 copying   the copy limit                              growth    time against elements
 models    four whole networks                         whole     their steps
+heap      memory that stays
 report    records -> docs/performance.md              tables, plot    its parts
 """

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench import clock, copying, growth, view
+from bench import clock, copying, growth, heap, view
 from bench.cases import LARGE
 from bench.view import PEERS, WHATS, digits, table, times
 
@@ -163,6 +163,8 @@ def method(data: Data) -> str:
   machine was idle before it, none of our threads was taken off its core during it, and nobody else wanted a core after
   it. Of {len(timings)} medians, {few} had fewer such samples; {dropped} samples were dropped. A call quicker than
   {1e3 * clock.SHORTEST:g} ms is repeated within its sample.
+- The C library is told to keep freed memory below {heap.LARGEST >> 20} MiB, for all contenders: whether it hands some
+  back, to be paid for page by page in the next call, is luck of the heap's layout (bench/heap.py).
 - Through the public modules: allocation of outputs and the autograd graph are included; gradients of x and of the
   parameters are computed. bf16 layers have bf16 parameters. Layers are in training mode.
 - torch.compile compiles torch's layer, or the eager code where torch has none, for each number of threads. JAX jits the

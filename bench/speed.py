@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench import copying, growth, inside, keyed, report, whole
+from bench import copying, growth, heap, inside, keyed, report, whole
 from bench.cases import DTYPES, Case, every_case
 from bench.clock import Clock
 from bench.contenders import KERNELS, WHATS, Calls, contenders
@@ -32,6 +32,7 @@ QUICK = Clock(samples=3, patience=0.02, budget=0.5)
 def main() -> None:
     asked = _arguments()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE.resolve() / "inductor"))  # a second run compiles nothing
+    heap.keep()
     clock = QUICK if asked.quick else Clock(budget=asked.budget)
     LEFT_OUT.update(filter(None, asked.without.split(",")))
     into = Path(asked.into)
