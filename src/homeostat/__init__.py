@@ -20,20 +20,39 @@ from homeostat.affine import Affine as Affine
 from homeostat.frame import Frame as Frame
 from homeostat.frame import FrameError as FrameError
 from homeostat.frame import ShapeError as ShapeError
+from homeostat.gains import Around as Around
+from homeostat.gains import Balanced as Balanced
 from homeostat.gains import Conditional as Conditional
+from homeostat.gains import FiLM as FiLM
+from homeostat.gains import Gain as Gain
+from homeostat.gains import Given as Given
 from homeostat.gains import Learned as Learned
+from homeostat.gains import Spatial as Spatial
+from homeostat.gains import Style as Style
 from homeostat.moments import Moments as Moments
 from homeostat.reading import Reading as Reading
 from homeostat.reading import measure as measure
 from homeostat.reading import normalize as normalize
 from homeostat.sources import Batch as Batch
+from homeostat.sources import Blended as Blended
+from homeostat.sources import By as By
+from homeostat.sources import Cumulative as Cumulative
+from homeostat.sources import Domain as Domain
 from homeostat.sources import Frozen as Frozen
+from homeostat.sources import Ghost as Ghost
+from homeostat.sources import Mixed as Mixed
+from homeostat.sources import Partial as Partial
 from homeostat.sources import Renorm as Renorm
 from homeostat.sources import Running as Running
+from homeostat.sources import Shrunk as Shrunk
 from homeostat.sources import Source as Source
+from homeostat.sources import Virtual as Virtual
+from homeostat.sources import optimal_momentum as optimal_momentum
+from homeostat.sources import recording as recording
 
 if TYPE_CHECKING:
     from homeostat import nn as nn
+    from homeostat.forward import given as given
     from homeostat.nn.adopt import adopt as adopt
     from homeostat.nn.adopt import release as release
     from homeostat.nn.states import freeze as freeze
@@ -52,29 +71,49 @@ _LAZY = {
     "freeze": "homeostat.nn.states",
     "unfreeze": "homeostat.nn.states",
     "trial": "homeostat.nn.states",
+    "given": "homeostat.forward",
 }
 
 __all__ = [
     "Affine",
+    "Around",
+    "Balanced",
     "Batch",
+    "Blended",
+    "By",
     "Conditional",
+    "Cumulative",
+    "Domain",
+    "FiLM",
     "Frame",
     "FrameError",
     "Frozen",
+    "Gain",
+    "Ghost",
+    "Given",
     "Learned",
+    "Mixed",
     "Moments",
     "Norm",
+    "Partial",
     "Reading",
     "Renorm",
     "Running",
     "ShapeError",
+    "Shrunk",
     "Source",
+    "Spatial",
+    "Style",
+    "Virtual",
     "adopt",
     "freeze",
+    "given",
     "kernels",
     "measure",
     "nn",
     "normalize",
+    "optimal_momentum",
+    "recording",
     "release",
     "trial",
     "unfreeze",

@@ -8,7 +8,8 @@ A layer is whatever has source, frame, state_frame, gain_frame, weight, bias, ep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from homeostat.kernels.reference import Job
 from homeostat.labels import is_coded
 from homeostat.moments import Moments
 from homeostat.plan import Plan, plan_for
-from homeostat.sources import Source
-from homeostat.trust import THROUGH, Fixed, Pulled, Trust
+from homeostat.sources import BATCH, Batch, Call, Source
+from homeostat.trust import THROUGH, Fixed, Pulled, Rule, Trust
 
 Sizes = tuple[tuple[str, int], ...]  # of named axes
 Check = Callable[[Any, Tensor, bool], None]
@@ -50,10 +51,19 @@ def run(
     writes = False
     state: dict[str, Any] = {}
     if source.names:
-        writes = training and getattr(layer, "track_running_stats", True)
-        state = _state(layer, source.names, x)
-        trust = source.trust(memory.recall(state, writes), training)
-    frame = layer.state_frame if isinstance(trust, Fixed) else source.frame(frame, training)
+        state = _state(layer, source, x)
+        kept = getattr(layer, "track_running_stats", True) or "running_mean" not in state
+        writes = kept and source.writes(training)
+        held = memory.recall(state, writes, source.reads)
+        held.update((name, layer._parameters[name]) for name in source.learns)
+        trust = source.trust(held, training)
+    elif source is not BATCH:
+        trust = source.trust({}, training)
+    frame = layer.state_frame if isinstance(trust, Fixed) else frame
+    if source.regroups:
+        call = Call(frame, layer.gain_frame, tuple(x.shape), training, labels or {})
+        frame, more, own = source.regroup(call)
+        sizes, labels = (*sizes, *more), {**(labels or {}), **own}
     weight, bias = _learned(layer) if gain is None else gain
     if where is None and not labels and not being_compiled():
         job, told = _known(layer, x, frame, sizes, check, trust, weight, bias)
@@ -62,9 +72,8 @@ def run(
         told = routes.UNKNOWN
     y, m = routes.normalize(x, weight, bias, where, job, writes, told)
     if m is not None and not (isinstance(m.count, float) and m.count == 0):
-        memory.remember(
-            source, state, layer.num_batches_skipped, _average(m, job.plan, layer.state_frame), _name(layer)
-        )
+        m = _remembered(m, job.plan, source.remembers(layer.state_frame), source.merges)
+        memory.remember(source, state, layer.num_batches_skipped, m, _name(layer))
     return y
 
 
@@ -73,7 +82,7 @@ def add(
 ) -> tuple[Tensor, Tensor]:
     """x + other, and what the layer makes of it; in one pass where the kernels can."""
     alike = x.shape == other.shape and x.dtype is other.dtype and x.stride() == other.stride()
-    if alike and not layer.source.names and not layer.frame.labels and not being_compiled():
+    if alike and isinstance(layer.source, Batch) and not layer.frame.labels and not being_compiled():
         weight, bias = _learned(layer)
         job, told = _known(layer, x, frame, sizes, check, THROUGH, weight, bias)
         if told is not None and told.adds and type(other) is type(x):
@@ -85,9 +94,38 @@ def add(
     return total, layer(total)
 
 
-def _state(layer: Any, names: tuple[str, ...], x: Tensor) -> dict[str, Any]:
-    buffers = layer._buffers
-    state = {name: buffers[name] for name in names}
+# What `given` passes to layers deep inside a model.
+_GIVEN: dict[str, Any] = {}
+
+
+@contextmanager
+def given(**values: Any) -> Iterator[None]:
+    """Within, every layer that asks for one of these by name gets it: labels, cond=, style=, map=.
+
+    with hs.given(lab=(codes, 8)):
+        model(x)
+
+    What is checkpointed is computed again in the backward pass, which must then run within it too.
+    """
+    before = dict(_GIVEN)
+    _GIVEN.update(values)
+    try:
+        yield
+    finally:
+        _GIVEN.clear()
+        _GIVEN.update(before)
+
+
+def asked(names: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
+    """What came with this call and, of what a layer asks for, what `given` holds."""
+    if not _GIVEN or not names:
+        return values
+    return {name: _GIVEN[name] for name in names if name in _GIVEN} | values
+
+
+def _state(layer: Any, source: Source, x: Tensor) -> dict[str, Any]:
+    buffers, learns = layer._buffers, source.learns
+    state = {name: buffers[name] for name in source.names if name not in learns}
     if state.get("num_batches_tracked", 0) is None:  # torch lets it be absent
         state["num_batches_tracked"] = torch.zeros((), dtype=torch.int64, device=x.device)
     return state
@@ -161,8 +199,8 @@ def _job(
     if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
         door.check_eps(eps)
     if check is not None:
-        check(layer, x, fixed)
-    refuses_one = center and check is None and not fixed
+        check(layer, x, fixed or isinstance(trust, Rule))
+    refuses_one = center and check is None and not fixed and not isinstance(trust, Rule)
     plan, codes = _planned(x, frame, dict(sizes), labels or {}, where, refuses_one, layer)
     gain_frame = layer.gain_frame
     gain = None if gain_frame is None else plan.keep(gain_frame)
@@ -208,26 +246,29 @@ def _planned(
         if check_pool and plan.pool < 2:
             door.check_pool(door.Bound(frame, plan), where)
         return plan, ()
-    if layer.source.names:
-        for name, given in labels.items():
-            if not is_coded(given):
+    counts = getattr(layer, "counts", {})
+    if set(layer.source.names) - set(layer.source.learns):
+        known = {label.name for label in frame.labels}
+        for name, values in labels.items():
+            if name in known and not is_coded(values):
                 raise FrameError(
                     f"{name}: a layer that remembers one statistic per label must know which is which in every batch; "
-                    f"pass {name}=(codes, {layer.counts.get(name, 'n')})."
+                    f"pass {name}=(codes, {counts.get(name, 'n')})."
                 )
     bound = door.bind(x, frame, {**sizes, **labels})
     for label, n in zip(frame.labels, bound.plan.counts, strict=True):
-        if layer.counts.get(label.name, n) != n:
-            raise FrameError(f"{label.name} takes {layer.counts[label.name]} values here; these labels take {n}.")
+        if counts.get(label.name, n) != n:
+            raise FrameError(f"{label.name} takes {counts[label.name]} values here; these labels take {n}.")
     if check_pool:
         door.check_pool(bound, where)
     return bound.plan, bound.codes
 
 
-def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
+def _remembered(m: Moments, plan: Plan, state_frame: Frame, merges: bool) -> Moments:
     """The moments of the groups that are remembered: of the others, which come and go, the average.
 
-    Instance norm measures every channel of every sample and remembers one pair per channel.
+    Instance norm measures every channel of every sample and remembers one pair per channel. A source may want them
+    pooled instead, as if they had been measured together.
     """
     if plan.frame is state_frame:
         return m
@@ -235,6 +276,9 @@ def _average(m: Moments, plan: Plan, state_frame: Frame) -> Moments:
     gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
     if not gone:
         return m
+    if merges:
+        whole = m.over(gone)
+        return Moments(*(part.squeeze(gone) for part in (whole.count, whole.mean, whole.m2)))
     if isinstance(m.count, float):
         return Moments(m.count, m.mean.mean(gone), m.m2.mean(gone))
     # Masked: the average is over the groups somebody was measured in, of their means and of their unbiased variances.

@@ -3,7 +3,8 @@
 `recall` and `remember` are registered operators: a compiled graph that read a buffer directly would read it again,
 after the update, when its backward recomputes the forward. `remember` does three things no caller has to think of:
 
-    recomputed   a forward that runs inside a backward (activation checkpointing) was remembered already: not twice
+    recomputed   a forward that runs inside a backward (activation checkpointing) was remembered already: not twice;
+                 and where y depends on memory it sees what the first forward saw, as it was before the last update
     guarded      a batch with a non-finite statistic changes nothing and is counted in num_batches_skipped
     merged       under vmap the lanes' moments add up before they reach memory that is shared between lanes
 """
@@ -15,17 +16,34 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from homeostat.kernels.running import update_running
 from homeostat.moments import Moments
 from homeostat.sources import Running, Source
 
+# What buffers held before their last update, of sources that read them in training. A recomputation reads these.
+_BEFORE = WeakTensorKeyDictionary()
 
-def recall(state: Mapping[str, Tensor], will_write: bool) -> dict[str, Tensor]:
-    """The memory as it is now, safe from this forward's own update."""
-    if not will_write or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+
+def recall(state: Mapping[str, Tensor], will_write: bool, reads: bool = False) -> dict[str, Tensor]:
+    """The memory as it is now, safe from this forward's own update; in a recomputation, as it was then."""
+    if not will_write or torch.compiler.is_exporting():
         return dict(state)
-    return {name: torch.ops.homeostat.recall(buffer) for name, buffer in state.items()}
+    if torch.compiler.is_compiling():
+        return {name: torch.ops.homeostat.recall(buffer) for name, buffer in state.items()}
+    if not reads or torch._C._are_functorch_transforms_active():
+        return dict(state)
+    if _is_recomputation():
+        return {name: _before(buffer) for name, buffer in state.items()}
+    for buffer in state.values():
+        _BEFORE[buffer] = buffer.clone()
+    return dict(state)
+
+
+def _before(buffer: Tensor) -> Tensor:
+    found: Tensor = _BEFORE.get(buffer, buffer)  # type: ignore[no-untyped-call]
+    return found
 
 
 def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Moments, layer: str) -> None:
@@ -50,6 +68,14 @@ def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Mo
     m = _detached(m)
     new = source.step(state, m)
     _write(list(state.values()), skipped, [new[name] for name in state], [m.mean, m.m2])
+
+
+def move(
+    state: Mapping[str, Tensor], new: list[Tensor], skipped: Tensor, seen: list[Tensor], again: bool = False
+) -> None:
+    """Memory of a layer that has no source: new values, guarded; not in a recomputation, unless this is a backward."""
+    if again or not _is_recomputation():
+        _write(list(state.values()), skipped, new, seen)
 
 
 def _averages(source: Source) -> TypeGuard[Running]:
@@ -78,7 +104,11 @@ def _detached(m: Moments) -> Moments:
 
 @torch.library.custom_op("homeostat::recall", mutates_args=())
 def _recall_op(buffer: Tensor) -> Tensor:
-    return buffer.clone()
+    if _is_recomputation():
+        return _before(buffer).clone()
+    now = buffer.clone()
+    _BEFORE[buffer] = now
+    return now.clone()
 
 
 @_recall_op.register_fake

@@ -59,6 +59,17 @@ class Moments:
         var = self.var(ddof)
         return var**0.5
 
+    def over(self, axes: tuple[int, ...]) -> Moments:
+        """The moments of groups pooled along these axes, which stay with length 1."""
+        if not axes:
+            return self
+        b, wide = backend_of(self.mean), self.mean + 0.0 * self.m2
+        count = self.count + 0.0 * wide
+        n = b.sum(count, axes)
+        some = n + (n == 0)
+        mean = b.sum(count * wide, axes) / some
+        return Moments(n, mean, b.sum(self.m2 + count * (wide - mean) ** 2, axes))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all; `load` returns the very same bits as NumPy arrays."""
         from safetensors.numpy import save

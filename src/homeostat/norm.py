@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from homeostat import door
-from homeostat.forward import add, run
-from homeostat.frame import Frame, FrameError, Label
-from homeostat.gains import Conditional, Gain
-from homeostat.labels import is_coded, resolve
-from homeostat.plan import plan_for
+from homeostat.forward import add, asked, run
+from homeostat.frame import Frame, FrameError
+from homeostat.gains import Gain, declares, extent
 from homeostat.sources import Batch, Source
 
 
@@ -31,6 +30,7 @@ class Norm(nn.Module):
 
     weight: Tensor | None
     bias: Tensor | None
+    _version = 1  # of its buffers, in the metadata of a state_dict
 
     def __init__(
         self,
@@ -50,61 +50,42 @@ class Norm(nn.Module):
         sizes = {name: _whole(n) for name, n in sizes.items()}
         self.source = Batch() if source is None else source
         self.gain, self.eps, self.center = gain, eps, center
-        learned = None if gain is None else gain.frame_in(self.frame)
-        labels = {label.name for f in (self.frame, learned) if f is not None for label in f.labels}
+        self.gain_frame = None if gain is None else gain.applied_in(self.frame)
+        own = () if gain is None else gain.labels_in(self.frame)
+        labels = {label.name for label in (*self.frame.labels, *own)}
         self.sizes = {name: n for name, n in sizes.items() if name not in labels}
         self.counts = {name: n for name, n in sizes.items() if name in labels}
+        self.asks = (*labels, *self.source.asks, *(() if gain is None else gain.asks))
         _check_declared(self.frame, self.sizes, self.counts)
         kind = {"device": device, "dtype": dtype}
-        self.learned_frame = learned  # the groups of weight and bias; and of what is applied
-        self.gain_frame = None if gain is None else gain.applied_in(self.frame)
-        self._make_gain(kind)
-        self.state_frame = _remembered_groups(self.frame, sizes) if self.source.names else self.frame
+        (Gain("") if gain is None else gain).make(self, self.frame, sizes, kind)
+        self.state_frame = self.frame
         if self.source.names:
-            hold(self, self.source.init(_extent(self.state_frame, sizes), **kind), device)
-
-    def _make_gain(self, kind: dict[str, Any]) -> None:
-        sizes = {**self.sizes, **self.counts} if isinstance(self.gain, Conditional) else self.sizes
-        shape = None if self.learned_frame is None else _extent(self.learned_frame, sizes)
-        bias = self.gain is not None and self.gain.bias
-        self.weight = None if shape is None else nn.Parameter(torch.ones(shape, **kind))
-        self.bias = nn.Parameter(torch.zeros(shape, **kind)) if shape is not None and bias else None
+            sizes = {**sizes, **self.source.counts}
+            self.state_frame = _remembered_groups(self.source.remembers(self.frame), sizes)
+            hold(self, self.source.init(extent(self.state_frame, sizes), **kind), device)
 
     def reset_parameters(self) -> None:
         """Gains back to the identity, memory back to its beginning."""
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        if self.gain is not None:
+            self.gain.reset(self)
         forget(self)
 
-    def forward(self, x: Tensor, where: Tensor | None = None, **labels: Any) -> Tensor:
-        gain = self._conditioned(x, labels) if isinstance(self.gain, Conditional) else None
-        return run(self, x, self.frame, tuple(self.sizes.items()), where, labels, gain=gain)
+    def forward(self, x: Tensor, where: Tensor | None = None, **given: Any) -> Tensor:
+        given = asked(self.asks, given)
+        gain = None if self.gain is None or self.gain.constant else self.gain.at(self, x, given)
+        return run(self, x, self.frame, tuple(self.sizes.items()), where, given, gain=gain)
 
-    def _conditioned(self, x: Tensor, given: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-        """weight and bias of each labelled position; their labels are taken out of `given`."""
-        assert self.learned_frame is not None
-        label = self.learned_frame.labels[0]
-        name, n = label.name, self.counts[label.name]
-        if not is_coded(given.get(name)) or given[name][1] != n:
-            raise FrameError(f"{self.gain} needs the {name} of each {' '.join(label.axes)}: pass {name}=(codes, {n}).")
-        counts = {one.name: self.counts[one.name] for one in self.frame.labels}
-        plan = plan_for(self.frame, tuple(x.shape), self.sizes, counts)
-        extent = tuple(plan.shape[plan.names.index(axis)] for axis in label.axes)
-        codes, _ = resolve(name, given.pop(name), extent, str(label))
-        at = torch.as_tensor(codes, dtype=torch.int64, device=x.device).reshape(-1)
-
-        def of(p: Tensor | None) -> Tensor | None:
-            return None if p is None else p.index_select(0, at).reshape(*extent, *p.shape[1:])
-
-        return of(self.weight), of(self.bias)
-
-    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, x: Tensor, other: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """x + other, and that normalized: a residual stream in one pass over memory."""
-        if isinstance(self.gain, Conditional):
-            raise TypeError(f"{self.gain} needs labels; call the norm itself on the sum, with them.")
+        if self.asks or given or not (self.gain is None or self.gain.constant):
+            total = x + other
+            return total, self(total, **given)
         return add(self, x, other, self.frame, tuple(self.sizes.items()))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        adapt(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         sizes = "".join(f", {name}={n}" for name, n in {**self.sizes, **self.counts}.items())
@@ -115,9 +96,21 @@ class Norm(nn.Module):
 
 def hold(layer: nn.Module, state: Mapping[str, Tensor], device: Any = None) -> None:
     """Register a source's memory on a layer: buffers under torch's names, and a counter of skipped batches."""
-    for name, buffer in state.items():
-        layer.register_buffer(name, buffer)
+    for name, value in state.items():
+        if isinstance(value, nn.Parameter):
+            layer.register_parameter(name, value)
+        else:
+            layer.register_buffer(name, value)
     count_skipped(layer, device)
+
+
+def adapt(layer: Any, state_dict: dict[str, Any], prefix: str) -> None:
+    """Memory that another source saved, for this one: domains start from a plain one, a plain one pools domains."""
+    own = {name: layer._buffers.get(name) for name in layer.source.names if name not in layer.source.learns}
+    saved = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+    if any(b is None or is_lazy(b) for b in own.values()) or all(v.shape == own[n].shape for n, v in saved.items()):
+        return
+    state_dict.update({prefix + name: value for name, value in layer.source.adapt(saved, own).items()})
 
 
 def count_skipped(layer: nn.Module, device: Any = None) -> None:
@@ -128,10 +121,11 @@ def count_skipped(layer: nn.Module, device: Any = None) -> None:
 
 def forget(layer: Any) -> None:
     """Memory back to its beginning, in place."""
-    if layer.source.names:
-        shape = tuple(layer.running_mean.shape)
-        for name, fresh in layer.source.init(shape).items():
-            getattr(layer, name).copy_(fresh)
+    if set(layer.source.names) - set(layer.source.learns):
+        groups = next(b for name in layer.source.names if (b := getattr(layer, name)).dim())
+        with torch.no_grad():
+            for name, fresh in layer.source.init(tuple(groups.shape)).items():
+                getattr(layer, name).copy_(fresh)
         layer.num_batches_skipped.zero_()
 
 
@@ -147,21 +141,6 @@ def _whole(n: Any) -> Any:
     return int(n) if hasattr(n, "__index__") and not isinstance(n, bool) else n
 
 
-def _extent(frame: Frame, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a frame's groups where all of them have declared sizes."""
-    out = []
-    for item in frame.kept:
-        n = 1
-        for name in (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,):
-            if isinstance(item, Label) and name not in sizes:
-                raise FrameError(f'"{frame}" keeps one per {name}, which Learned does not: a gain is per axis.')
-            if name not in sizes:
-                raise FrameError(f'"{frame}" is learned or remembered per {name}: give its size, {name}=...')
-            n *= sizes[name]
-        out.append(n)
-    return tuple(out)
-
-
 def _remembered_groups(frame: Frame, sizes: Mapping[str, int]) -> Frame:
     """Of the groups of a frame, those that are there in every call: with declared sizes."""
     for label in frame.labels:
@@ -169,18 +148,13 @@ def _remembered_groups(frame: Frame, sizes: Mapping[str, int]) -> Frame:
             raise FrameError(
                 f'"{frame}" is remembered per {label.name}: give how many values it takes, {label.name}=...'
             )
-    kept = tuple(item for item in frame.kept if _declared(item, sizes))
+    kept = tuple(item for item in frame.kept if declares(item, sizes))
     if frame.kept and not kept:
         raise FrameError(
             f'"{frame}" has new groups in every call, so there is nothing to remember between calls: '
             f"use source=Batch(), or give the size of an axis it keeps."
         )
     return frame.keep(kept)
-
-
-def _declared(item: Any, sizes: Mapping[str, int]) -> bool:
-    names = (item.name,) if isinstance(item, Label) else item if isinstance(item, tuple) else (item,)
-    return all(name in sizes for name in names)
 
 
 def _check_declared(frame: Frame, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:

@@ -25,7 +25,7 @@ from homeostat.kernels.groups import groups_of
 from homeostat.kernels.measured import Measured
 from homeostat.kernels.reference import Job, Seen
 from homeostat.moments import Moments
-from homeostat.trust import THROUGH, Fixed, Through
+from homeostat.trust import THROUGH, Fixed, Pulled, Rule, Through
 
 # Looked up once: layers of small tensors feel every lookup.
 is_exporting, is_compiling = torch.compiler.is_exporting, torch.compiler.is_compiling
@@ -42,7 +42,7 @@ UNKNOWN = object()
 
 def told(x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job) -> Any:
     """What the compiled kernels are told about such a tensor; None where they do not apply."""
-    if not x.is_cpu or type(x) not in KINDS or job.eps == "auto" or torch.compiler.is_compiling():
+    if not x.is_cpu or type(x) not in KINDS or job.eps == "auto" or _needs_arithmetic(job.trust) or is_compiling():
         return None
     return fused.task_of(x, weight, bias, where, job)
 
@@ -87,7 +87,7 @@ def route(
     exporting = is_exporting()
     if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
         return "aten", None
-    if job.eps == "auto" or exporting or tracing():
+    if job.eps == "auto" or exporting or tracing() or _needs_arithmetic(job.trust):
         return "composite", None
     if transforming() or forward_ad._current_level >= 0:
         return "composite", None  # vmap, func.grad and jvp go through the reference line by line
@@ -100,6 +100,11 @@ def route(
     if task is not None and fused.all_plain(x, weight, bias, where, job.trust):
         return "fused", task
     return "eager", None
+
+
+def _needs_arithmetic(trust: Any) -> bool:
+    """A rule, or bounds that are tensors."""
+    return type(trust) is Rule or (type(trust) is Pulled and type(trust.r_max) is not float)
 
 
 SMALL = 1 << 20  # elements

@@ -7,14 +7,18 @@ Pulled      as measured, then brought to a reference mean', sigma' as far as its
             z = xhat r + d    r = clip(sigma / sigma', 1 / r_max, r_max)    d = clip((mean - mean') / sigma', +- d_max)
 
             r and d are constants to the gradient
+
+Rule        any function of what was measured; the gradient flows through it
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from homeostat.arrays import Array
+from homeostat.moments import Moments
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,5 +51,19 @@ class Pulled:
         return Pulled, self.mean.shape, self.mean.dtype, self.var.shape, self.r_max, self.d_max
 
 
-Trust = Through | Fixed | Pulled
+@dataclass(frozen=True, eq=False, slots=True)
+class Rule:
+    """Normalize by what `of(moments, samples, eps, kept)` makes of what is measured: mean and variance, differentiable.
+
+    `kept` are the axes of the moments. `empty`: does it know what to make of a group nobody was measured in?
+    """
+
+    of: Callable[[Moments, int, Any, tuple[str, ...]], tuple[Array, Array]]
+    empty: bool = False
+
+    def kind(self) -> tuple[Any, ...]:
+        return (Rule,)
+
+
+Trust = Through | Fixed | Pulled | Rule
 THROUGH = Through()

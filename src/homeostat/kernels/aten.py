@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from homeostat.arrays import backend_of
 from homeostat.kernels.groups import groups_of
 from homeostat.kernels.reference import Job, Seen
-from homeostat.trust import Fixed, Pulled
+from homeostat.trust import Fixed, Pulled, Rule
 
 Tensor = torch.Tensor
 
@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 def name_of(job: Job) -> str | None:
     """Which operator of torch computes this very job, if any."""
     plan, fixed = job.plan, isinstance(job.trust, Fixed)
-    if job.codes or not isinstance(job.eps, float) or isinstance(job.trust, Pulled):
+    if job.codes or not isinstance(job.eps, float) or isinstance(job.trust, Pulled | Rule):
         return None
     rank, kept = len(plan.shape), plan.kept
     split = plan.frame.axes[1] if len(plan.frame.axes) > 1 and isinstance(plan.frame.axes[1], tuple) else ()

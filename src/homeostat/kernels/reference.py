@@ -18,7 +18,7 @@ from homeostat.arrays import Array, Numpy
 from homeostat.kernels.groups import Groups, groups_of
 from homeostat.moments import Moments
 from homeostat.plan import Plan
-from homeostat.trust import THROUGH, Fixed, Pulled, Trust
+from homeostat.trust import THROUGH, Fixed, Pulled, Rule, Trust
 
 # eps="auto": the smallest eps at which rstd, dx, and the rstd^3 of a composite gradient all stay finite for |dy| <= 1.
 # float16 results must stay under 65504: rstd <= 4096 leaves a factor 16.
@@ -69,6 +69,9 @@ def normalize(
     else:
         seen = measure(b, z, g, where, job.center)
         hi, lo, r = seen.hi, seen.lo, scale(b, seen, eps)
+    if isinstance(job.trust, Rule) and seen is not None:
+        hi, z = seen.hi, b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)  # eps="auto" had scaled them
+        lo, r = ruled(b, g, job.trust, seen, eps, int(x.shape[0]))
     if isinstance(job.trust, Pulled) and seen is not None:
         pull = pulled(b, g, job.trust, seen, eps)
     y = apply(b, z, g, hi, lo, r, weight, bias, pull)
@@ -135,6 +138,23 @@ def pulled(b: Numpy, g: Groups, trust: Pulled, seen: Seen, eps: float | Array | 
     if isinstance(seen.n, float):
         return ratio, off
     return b.where(seen.n > 0, ratio, 1.0), b.where(seen.n > 0, off, 0.0)
+
+
+def ruled(
+    b: Numpy, g: Groups, trust: Rule, seen: Seen, eps: float | Array | str, samples: int
+) -> tuple[Array | float, Array]:
+    """lo and rstd as a rule would have them: the mean stays hi + lo, so that no digit of it is lost."""
+    m = seen.moments(g)
+    if not trust.empty:  # a rule divides by the count: of a group nobody was measured in, that of one
+        m = Moments(m.count + (m.count == 0), m.mean, m.m2)
+    given = eps if isinstance(eps, float | int) else g.result(eps)
+    kept = tuple(str(item) for item in g.plan.frame.kept)
+    mean, var = trust.of(m, samples, given, kept)
+    lo, r = g.inner(mean), 1.0 / b.sqrt(b.cast(g.inner(var), seen.m2.dtype) + eps)
+    lo = seen.lo if isinstance(seen.hi, float) else b.cast(lo, seen.m2.dtype) - seen.hi
+    if trust.empty or isinstance(seen.n, float):
+        return lo, r
+    return lo if isinstance(lo, float) else b.where(seen.n > 0, lo, 0.0), b.where(seen.n > 0, r, 1.0)
 
 
 def _within(b: Numpy, x: Array, least: float, most: float) -> Array:

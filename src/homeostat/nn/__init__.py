@@ -26,6 +26,7 @@ from homeostat.nn.instance import LazyInstanceNorm3d as LazyInstanceNorm3d
 from homeostat.nn.layer import GroupNorm as GroupNorm
 from homeostat.nn.layer import LayerNorm as LayerNorm
 from homeostat.nn.layer import RMSNorm as RMSNorm
+from homeostat.nn.power import PowerNorm as PowerNorm
 from homeostat.norm import Norm as Norm
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
     "Norm",
+    "PowerNorm",
     "RMSNorm",
 ]

@@ -18,7 +18,7 @@ from homeostat.nn.states import check_module
 
 M = TypeVar("M", bound=nn.Module)
 
-NAMES = tuple(name for name in ours.__all__ if name != "Norm")
+NAMES = tuple(name for name in ours.__all__ if hasattr(nn, name))  # those that torch.nn has
 OURS: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in NAMES}
 THEIRS = {mine: theirs for theirs, mine in OURS.items()}
 

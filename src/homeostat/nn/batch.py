@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.forward import run
+from homeostat.forward import asked, run
 from homeostat.frame import Frame
 from homeostat.nn.preset import Remembering, lazily
 
@@ -21,12 +21,13 @@ class _Batch(Remembering):
     def gain_frame(self: Any) -> Frame | None:
         return FRAME if self.affine else None
 
-    def forward(self: Any, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor, **given: Any) -> Tensor:
         """(x - mean_c) / sqrt(var_c + eps) w_c + b_c"""
         # As in torch, what is there per channel decides the width (a pruned layer's num_features is out of date).
         per_channel = self._buffers["running_mean"]
         per_channel = self.weight if per_channel is None else per_channel
-        return run(self, input, FRAME, () if per_channel is None else (("c", per_channel.shape[0]),), check=_check)
+        sizes = () if per_channel is None else (("c", per_channel.shape[-1]),)
+        return run(self, input, FRAME, sizes, labels=asked(self.source.asks, given), check=_check)
 
 
 def _check(self: Any, x: Tensor, fixed: bool) -> None:
@@ -45,15 +46,24 @@ def _check(self: Any, x: Tensor, fixed: bool) -> None:
 
 
 class BatchNorm1d(_Batch, torch.nn.BatchNorm1d):
-    """Each channel of [n, c] or [n, c, t] by its own mean and variance over the rest."""
+    """w_c (x - mean_c) / sqrt(var_c + eps) + b_c: each channel of [n, c] or [n, c, t] by itself, over the rest.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
 
 
 class BatchNorm2d(_Batch, torch.nn.BatchNorm2d):
-    """Each channel of [n, c, h, w] by its own mean and variance over the rest."""
+    """w_c (x - mean_c) / sqrt(var_c + eps) + b_c: each channel of [n, c, h, w] by itself, over the rest.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
 
 
 class BatchNorm3d(_Batch, torch.nn.BatchNorm3d):
-    """Each channel of [n, c, d, h, w] by its own mean and variance over the rest."""
+    """w_c (x - mean_c) / sqrt(var_c + eps) + b_c: each channel of [n, c, d, h, w] by itself, over the rest.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
 
 
 class _LazyBatch(_Batch):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.forward import run
+from homeostat.forward import asked, run
 from homeostat.frame import Frame, ShapeError
 from homeostat.nn.preset import Remembering, lazily
 from homeostat.sources import BATCH, Source
@@ -27,13 +27,13 @@ class _Instance(Remembering):
     def default_source(self: Any) -> Source:
         return super().default_source() if self.track_running_stats else BATCH
 
-    def forward(self: Any, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor, **given: Any) -> Tensor:
         """(x - mean_nc) / sqrt(var_nc + eps) w_c + b_c"""
         single = input.dim() == self._get_no_batch_dim()
         x = input.unsqueeze(0) if single else input
         n = self.num_features
         fits = x.dim() > 1 and x.shape[1] == n
-        y = run(self, x, FRAME, (("c", n),) if fits else (), check=_check)
+        y = run(self, x, FRAME, (("c", n),) if fits else (), labels=asked(self.source.asks, given), check=_check)
         return y.squeeze(0) if single else y
 
 
@@ -57,15 +57,24 @@ def _check(self: Any, x: Tensor, fixed: bool) -> None:
 
 
 class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
-    """Each channel of each sample of [n, c, t] by its own mean and variance."""
+    """w_c (x - mean_nc) / sqrt(var_nc + eps) + b_c: each channel of each sample of [n, c, t] by itself.
+
+    Ulyanov et al. 2016, arXiv:1607.08022.
+    """
 
 
 class InstanceNorm2d(_Instance, torch.nn.InstanceNorm2d):
-    """Each channel of each sample of [n, c, h, w] by its own mean and variance."""
+    """w_c (x - mean_nc) / sqrt(var_nc + eps) + b_c: each channel of each sample of [n, c, h, w] by itself.
+
+    Ulyanov et al. 2016, arXiv:1607.08022.
+    """
 
 
 class InstanceNorm3d(_Instance, torch.nn.InstanceNorm3d):
-    """Each channel of each sample of [n, c, d, h, w] by its own mean and variance."""
+    """w_c (x - mean_nc) / sqrt(var_nc + eps) + b_c: each channel of each sample of [n, c, d, h, w] by itself.
+
+    Ulyanov et al. 2016, arXiv:1607.08022.
+    """
 
 
 class _LazyInstance(_Instance):

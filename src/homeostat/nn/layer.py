@@ -18,7 +18,10 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class LayerNorm(Preset, torch.nn.LayerNorm):
-    """Each row of the last axes by its own mean and variance."""
+    """w_d (x - mean) / sqrt(var + eps) + b_d: each row of the last axes by itself.
+
+    Ba et al. 2016, arXiv:1607.06450.
+    """
 
     @property
     def frame(self) -> Frame:
@@ -42,7 +45,10 @@ class LayerNorm(Preset, torch.nn.LayerNorm):
 
 
 class RMSNorm(Preset, torch.nn.RMSNorm):
-    """Each row of the last axes by its own root mean square."""
+    """w_d x / sqrt(mean x^2 + eps): each row of the last axes by its own root mean square.
+
+    Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
 
     center = False
     bias = None
@@ -69,7 +75,10 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
 
 
 class GroupNorm(Preset, torch.nn.GroupNorm):
-    """Each group of channels of each sample by its own mean and variance."""
+    """w_c (x - mean_ng) / sqrt(var_ng + eps) + b_c: each group of channels of each sample by itself.
+
+    Wu & He 2018, arXiv:1803.08494.
+    """
 
     frame = state_frame = GROUPS
 

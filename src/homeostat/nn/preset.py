@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from homeostat.arrays import being_compiled
-from homeostat.norm import count_skipped, hold
+from homeostat.norm import adapt, count_skipped, forget, hold
 from homeostat.sources import BATCH, Running, Source
 
 # What a given source decides itself.
@@ -31,7 +31,7 @@ class Preset:
         if source is not None:
             _refuse_both(type(self), source, args, kwargs)
             if _takes(type(self), "track_running_stats"):
-                kwargs["track_running_stats"] = bool(source.names)
+                kwargs["track_running_stats"] = "running_mean" in source.names
         super().__init__(*args, **kwargs)
         self.prepare(source)
 
@@ -52,15 +52,19 @@ class Preset:
         self.add_memory()
 
     def add_memory(self: Any) -> None:
-        """Beside the buffers that torch's class made, those that only the given source has, and the counter."""
-        made = getattr(self, "running_mean", None)
-        if made is None:
+        """What the source remembers, where torch's class did not make it, and the counter of skipped batches."""
+        made, given = getattr(self, "running_mean", None), self._given
+        if made is not None and is_lazy(made):
             return
-        if self._given is not None and not is_lazy(made):
-            fresh = self._given.init(tuple(made.shape), device=made.device, dtype=made.dtype)
-            hold(self, {name: new for name, new in fresh.items() if name not in self._buffers}, made.device)
-        else:
-            count_skipped(self, made.device)
+        if given is None or not given.names:
+            return None if made is None else count_skipped(self, made.device)
+        like = self.weight if made is None else made
+        kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        fresh = given.init((*given.counts.values(), self.num_features), **kind)
+        held = {name: tuple(b.shape) for name, b in self.named_buffers(recurse=False)}
+        hold(self, {name: new for name, new in fresh.items() if held.get(name) != tuple(new.shape)}, kind.get("device"))
+        for name in [name for name, b in self._buffers.items() if b is None]:
+            self._buffers[name] = self._buffers.pop(name)  # last: torch.export counts buffers, the absent ones too
 
     @property
     def source(self) -> Source:
@@ -75,10 +79,18 @@ class Preset:
                 f"{source} remembers {', '.join(missing)}, which this {type(self).__name__} was made without; "
                 f"pass source= to its constructor."
             )
+        if source is not None and source.counts and self.running_mean.dim() == 1:  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{source} remembers more than this {type(self).__name__} has; pass source= when making it."
+            )
         self._given = source
 
     def default_source(self: Any) -> Source:
         return BATCH
+
+    def _load_from_state_dict(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        adapt(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         own: str = super().extra_repr()  # type: ignore[misc]
@@ -99,6 +111,8 @@ class Remembering(Preset):
         return running
 
     def reset_running_stats(self: Any) -> None:
+        if self._given is not None and self._given.names and "num_batches_skipped" in self._buffers:
+            return forget(self)
         super().reset_running_stats()  # type: ignore[misc]
         if getattr(self, "num_batches_skipped", None) is not None:
             self.num_batches_skipped.zero_()

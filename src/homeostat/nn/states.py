@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from homeostat.nn.power import PowerNorm
 from homeostat.nn.preset import Preset
 from homeostat.norm import Norm
 from homeostat.sources import Frozen
@@ -24,6 +25,7 @@ def freeze(model: M) -> M:
     Frozen layers normalize by what they remembered, in training too. Gains go on learning: their `requires_grad` is
     yours to set. Layers that remember nothing (layer, group, RMS norm) have nothing to freeze.
     """
+    _hold(model, True)
     for module in _remembering(model, "freeze"):
         if not isinstance(module.source, Frozen):
             module.source = Frozen(module.source)
@@ -32,6 +34,7 @@ def freeze(model: M) -> M:
 
 def unfreeze(model: M) -> M:
     """Let frozen statistics run again, in place, from where they were."""
+    _hold(model, False)
     for module in _remembering(model, "unfreeze"):
         if isinstance(module.source, Frozen):
             inner = module.source.inner
@@ -49,7 +52,7 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
     held = [
         (module, name, None if is_lazy(buffer) else buffer.clone())
         for module in model.modules()
-        if isinstance(module, Norm | _NormBase)
+        if isinstance(module, Norm | _NormBase | PowerNorm)
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:
@@ -58,6 +61,14 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
         with torch.no_grad():
             for module, name, before in held:
                 _put_back(module, name, before)
+
+
+def _hold(model: nn.Module, frozen: bool) -> None:
+    """Layers that have memory and no source."""
+    check_module(model, "freeze" if frozen else "unfreeze")
+    for module in model.modules():
+        if isinstance(module, PowerNorm):
+            module.frozen = frozen
 
 
 def _put_back(module: nn.Module, name: str, before: Tensor | None) -> None:
