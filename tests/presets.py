@@ -23,6 +23,50 @@ PRESETS = {
         (4, 6, 5),
     ),
 }
+
+
+class InDomains(hs.nn.BatchNorm2d):
+    """Every other sample is of another domain."""
+
+    def forward(self, input):
+        return super().forward(input, domain=torch.arange(len(input), device=input.device) % 2)
+
+
+def recorded():
+    layer = hs.nn.BatchNorm2d(6, source=hs.Virtual())
+    with hs.recording():
+        layer(torch.randn(9, 6, 5, 3, generator=torch.Generator().manual_seed(1)) * 3)
+    return layer
+
+
+def blended():
+    layer = hs.nn.BatchNorm2d(6, source=hs.Blended())
+    with torch.no_grad():
+        layer.rho.fill_(0.5)  # within its bounds; beyond them its gradient points back and is no derivative
+    return layer
+
+
+# Sources with an input each; the everyday ones are above.
+SOURCES = {
+    "Ghost": (lambda: hs.nn.BatchNorm2d(6, source=hs.Ghost(2)), (4, 6, 5, 3)),
+    "Ghost with a rest": (lambda: hs.nn.BatchNorm2d(6, source=hs.Ghost(3)), (4, 6, 5, 3)),
+    "Domain": (lambda: InDomains(6, source=hs.Domain(3)), (4, 6, 5, 3)),
+    "Shrunk": (lambda: hs.nn.BatchNorm2d(6, source=hs.Shrunk(3)), (4, 6, 5, 3)),
+    "Virtual": (recorded, (4, 6, 5, 3)),
+    "Mixed": (lambda: hs.nn.BatchNorm2d(6, source=hs.Mixed()), (4, 6, 5, 3)),
+    "Blended": (blended, (4, 6, 5, 3)),
+    "Running auto": (lambda: hs.nn.BatchNorm2d(6, source=hs.Running("auto")), (4, 6, 5, 3)),
+    "Renorm": (lambda: hs.nn.BatchNorm2d(6, source=hs.Renorm(r_max=9.0, d_max=9.0)), (4, 6, 5, 3)),
+    "Renorm on a schedule": (
+        lambda: hs.nn.BatchNorm2d(6, source=hs.Renorm(schedule=((0, 9.0, 9.0), (9, 20.0, 20.0)))),
+        (4, 6, 5, 3),
+    ),
+    "GraphNorm": (lambda: hs.nn.GraphNorm(6), (5, 6)),
+    "ModalityNorm": (lambda: hs.nn.ModalityNorm((2, 4)), (4, 3, 6)),
+    "Balanced": (lambda: hs.Norm("... d -> ...", gain=hs.Balanced("d", blocks=(2, 4)), d=6), (4, 3, 6)),
+    "Around": (lambda: hs.nn.GemmaRMSNorm(6), (4, 3, 6)),
+}
+PRESETS |= SOURCES
 NAMES = tuple(PRESETS)
 REMEMBERING = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm2d", "Norm with eps=auto")
 

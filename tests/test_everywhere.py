@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torch._dynamo.testing
-from presets import NAMES, REMEMBERING, assert_same, everything, make
+from presets import NAMES, REMEMBERING, SOURCES, assert_same, everything, make
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +15,7 @@ import homeostat as hs
 
 every_preset = pytest.mark.parametrize("name", NAMES)
 remembering = pytest.mark.parametrize("name", REMEMBERING)
+remembering_or_reading = pytest.mark.parametrize("name", [*REMEMBERING, "Renorm", "Shrunk", "Domain", "Running auto"])
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,8 @@ def test_compiled_whole_with_dynamic_shapes_it_serves_other_shapes_without_a_new
         layer.zero_grad()
         assert_same(everything(layer, z, compiled), everything(twin, z))
         graphs.append(counter.frame_count)
-    assert len(set(graphs)) == 1
+    # what is left over makes another graph than even parts do; a first batch has no parts to compare
+    assert len(set(graphs)) == (2 if name == "Ghost with a rest" else 1)
 
 
 @every_preset
@@ -83,7 +85,12 @@ def test_under_autocast_the_dtype_is_torchs_and_the_values_are_those_of_float32(
 def test_vmap_equals_a_loop(name):
     layer, x = make(name)
     lanes = torch.stack([x, x + 1, x * 2])
-    torch.testing.assert_close(vmap(copy.deepcopy(layer))(lanes), torch.stack([layer(lane) for lane in lanes]))
+
+    def one(lane):
+        with hs.trial(layer):  # every lane sees the memory that was there before
+            return layer(lane)
+
+    torch.testing.assert_close(vmap(copy.deepcopy(layer))(lanes), torch.stack([one(lane) for lane in lanes]))
 
 
 @remembering
@@ -156,24 +163,33 @@ def test_per_sample_gradients_by_vmap_of_grad(name):
 @every_preset
 def test_jvp_equals_finite_differences(name):
     layer, x = make(name, torch.float64)
-    if layer.training and name in REMEMBERING:
-        hs.freeze(layer)
+    if name in REMEMBERING or name in SOURCES:
+        hs.freeze(layer)  # jvp may not write to what it captured
     v, h = torch.randn_like(x), 1e-6
     _, tangent = jvp(layer, (x,), (v,))
     torch.testing.assert_close(tangent, (layer(x + h * v) - layer(x - h * v)) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
-@every_preset
+# r and d are constants to renorm's gradient, so it is no derivative: test_sources has what it is.
+with_a_derivative = pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Renorm")])
+
+
+@with_a_derivative
 def test_forward_mode_through_batch_statistics_equals_finite_differences(name):
     layer, x = make(name, torch.float64)
     v, h = torch.randn_like(x), 1e-6
+
+    def f(z):
+        with hs.trial(layer):
+            return layer(z)
+
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, v)
-        tangent = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
-    torch.testing.assert_close(tangent, (layer(x + h * v) - layer(x - h * v)) / (2 * h), rtol=1e-6, atol=1e-6)
+        tangent = torch.autograd.forward_ad.unpack_dual(f(dual)).tangent
+    torch.testing.assert_close(tangent, (f(x + h * v) - f(x - h * v)) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
-@every_preset
+@with_a_derivative
 @pytest.mark.parametrize("training", [True, False])
 def test_first_and_second_derivatives_equal_finite_differences(name, training):
     layer, x = make(name, torch.float64)
@@ -197,7 +213,7 @@ def test_activation_checkpointing_changes_nothing_and_updates_once(name, reentra
     assert_same(everything(layer, x, lambda z: checkpoint(layer, z, use_reentrant=reentrant)), want, 0, 0)
 
 
-@remembering
+@remembering_or_reading
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_compiled_layer_under_checkpointing_updates_once(name, reentrant):
     layer, x = make(name)
@@ -206,7 +222,7 @@ def test_a_compiled_layer_under_checkpointing_updates_once(name, reentrant):
     assert_same(everything(layer, x, lambda z: checkpoint(compiled, z, use_reentrant=reentrant)), want)
 
 
-@remembering
+@remembering_or_reading
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_checkpointing_inside_a_compiled_function_updates_once(name, backend):
     layer, x = make(name)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from homeostat.nn.states import freeze as freeze
     from homeostat.nn.states import trial as trial
     from homeostat.nn.states import unfreeze as unfreeze
+    from homeostat.nn.structured import assert_equivariant as assert_equivariant
     from homeostat.norm import Norm as Norm
 
 __version__ = "0.1.0"
@@ -72,6 +73,7 @@ _LAZY = {
     "unfreeze": "homeostat.nn.states",
     "trial": "homeostat.nn.states",
     "given": "homeostat.forward",
+    "assert_equivariant": "homeostat.nn.structured",
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "Style",
     "Virtual",
     "adopt",
+    "assert_equivariant",
     "freeze",
     "given",
     "kernels",

@@ -1,0 +1,146 @@
+"""Norms of pictures and tokens beside the classical five, most of them a frame and an activation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from homeostat.gains import Learned
+from homeostat.nn.batch import BatchNorm2d
+from homeostat.nn.instance import InstanceNorm2d
+from homeostat.norm import Norm
+from homeostat.reading import Reading, measure, normalize
+
+
+class FRN(Norm):
+    """w x / sqrt(mean over h, w of x^2 + eps) + b, uncentred (filter response norm). TLU follows it.
+
+    Singh & Krishnan 2020, arXiv:1911.09737.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6, **kind: Any) -> None:
+        super().__init__("n c ... -> n c", gain=Learned("c"), eps=eps, center=False, c=channels, **kind)
+
+
+class TLU(nn.Module):
+    """max(x, t), t learned per channel; the partner of FRN."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.threshold.view(-1, *(1,) * (x.dim() - 2)))
+
+
+class PONO(nn.Module):
+    """(x - mean_nhw) / sqrt(var_nhw + eps) over channels, and what was measured: y, reading = norm(x).
+
+    `reading.mean` and `reading.std` are the moment shortcut of a decoder; `reading.inverse` puts them back.
+    Li et al. 2019, arXiv:1907.04312.
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Reading]:
+        return normalize(x, "n c ... -> n ...", eps=self.eps, return_reading=True)
+
+
+class GRN(nn.Module):
+    """w x r + b + x, r_c = |x_c| / mean over channels of |x_c|, |x_c| the length of channel c over its pixels.
+
+    x is [n, ..., c]. It compares channels and does not standardize, so it has a line of its own: the length is the root
+    of an uncentred M2. Woo et al. 2023, arXiv:2301.00808.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = measure(x, "n ... c -> n c", center=False).m2
+        length = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)  # a dead channel has no gradient, not NaN
+        ratio: Tensor = (length / (length.mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        ratio = ratio.view(len(x), *(1,) * (x.dim() - 2), -1)
+        return x + self.weight * (x * ratio) + self.bias
+
+
+class EvoNormS0(nn.Module):
+    """w x sigmoid(v x) / sqrt(var_ng + eps) + b: group norm's scale and swish in one.
+
+    Liu et al. 2020, arXiv:2004.02967.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.v = nn.Parameter(torch.ones(channels))
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread: Tensor = (measure(x, "n (g c) ... -> n g", g=self.groups).var() + self.eps).sqrt().to(x.dtype)
+        spread = spread.repeat_interleave(x.shape[1] // self.groups, 1)
+        v, w, b = (p.view(-1, *(1,) * (x.dim() - 2)) for p in (self.v, self.weight, self.bias))
+        return x * torch.sigmoid(v * x) / spread.view(*spread.shape, *(1,) * (x.dim() - 2)) * w + b
+
+
+class ScaleNorm(Norm):
+    """w sqrt(d) x / |x|: one learned length for all tokens. Nguyen & Salazar 2019, arXiv:1910.05895."""
+
+    def __init__(self, d: int, eps: float = 1e-10, **kind: Any) -> None:
+        super().__init__("... d -> ...", gain=Learned("", bias=False), eps=eps, center=False, d=d, **kind)
+
+
+class L2Norm(nn.Module):
+    """x / |x| along the last axis."""
+
+    def __init__(self, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = normalize(x, "... d -> ...", eps=self.eps / x.shape[-1], center=False)
+        out: Tensor = y / math.sqrt(x.shape[-1])
+        return out
+
+
+class PartialRMSNorm(Norm):
+    """w x / sqrt(mean of the first p d of x^2 + eps): the scale read off a part of each row.
+
+    Zhang & Sennrich 2019, arXiv:1910.07467.
+    """
+
+    first: Tensor
+
+    def __init__(self, d: int, p: float = 0.0625, eps: float = 1e-8, **kind: Any) -> None:
+        super().__init__("... d -> ...", gain=Learned("d", bias=False), eps=eps, center=False, d=d, **kind)
+        if not 0 < p <= 1:
+            raise ValueError(f"p={p!r} is the share of each row that is measured, above 0 and at most 1.")
+        self.register_buffer("first", torch.arange(d, device=kind.get("device")) < max(1, int(d * p)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y: Tensor = super().forward(x, self.first)
+        return y
+
+
+class IBN(nn.Module):
+    """Instance norm of the first `share` of the channels, batch norm of the others.
+
+    Pan et al. 2018, arXiv:1807.09441.
+    """
+
+    def __init__(self, channels: int, share: float = 0.5) -> None:
+        super().__init__()
+        self.first = int(channels * share)
+        self.instance = InstanceNorm2d(self.first, affine=True)
+        self.batch = BatchNorm2d(channels - self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        style, content = x[:, : self.first], x[:, self.first :]
+        return torch.cat([self.instance(style), self.batch(content)], 1)

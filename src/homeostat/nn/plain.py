@@ -1,0 +1,52 @@
+"""Members without a statistic: what stands where a norm stood, or scales a branch, and measures nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DyT(nn.Module):
+    """w tanh(a x) + b (dynamic tanh). Zhu et al. 2025, arXiv:2503.10622."""
+
+    def __init__(self, d: int, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
+class Derf(nn.Module):
+    """w erf(a x + s) + b. Chen et al. 2025, arXiv:2512.10938."""
+
+    def __init__(self, d: int, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.alpha, self.shift = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.zeros(()))
+        self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(self.alpha * x + self.shift) * self.weight + self.bias
+
+
+class LayerScale(nn.Module):
+    """w x, w small at first: a branch that enters a residual stream softly. Touvron et al. 2021, arXiv:2103.17239."""
+
+    def __init__(self, d: int, start: float = 1e-4) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((d,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class ReZero(nn.Module):
+    """a x, one a for all, 0 at first. Bachlechner et al. 2020, arXiv:2003.04887."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight

@@ -1,0 +1,236 @@
+"""Named methods against the libraries that are known for them.
+
+They are extras of the tests (`pip install homeostat[peers]`); without one its tests say so and are skipped.
+"""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+import homeostat as hs
+from homeostat import nn as H
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+
+def peer(name):
+    missing = importlib.util.find_spec(name) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install homeostat[peers]")
+
+
+def same(ours, theirs, *inputs, names=None, **tolerance):
+    """Outputs and the gradient of the first input; parameters are carried over by name."""
+    tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-5}
+    own = dict(ours.named_parameters())
+    with torch.no_grad():
+        for key, value in theirs.named_parameters():
+            if value.numel():
+                value.add_(torch.randn_like(value) / 4)
+                mine = own[(names or {}).get(key, key)]
+                mine.copy_(value.reshape(mine.shape))
+    x = inputs[0].clone().requires_grad_()
+    z = inputs[0].clone().requires_grad_()
+    got, want = ours(x, *inputs[1:]), theirs(z, *inputs[1:])
+    torch.testing.assert_close(got, want, **tolerance)
+    w = torch.linspace(-1, 1, got.numel()).view_as(got)
+    (got * w).sum().backward()
+    (want * w).sum().backward()
+    torch.testing.assert_close(x.grad, z.grad, **tolerance)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+GRAPH = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
+
+
+# ---------------------------------------------------------------- PyTorch Geometric
+
+
+def nodes():
+    return torch.randn(10, 6) * 2 + 1
+
+
+@peer("torch_geometric")
+@pytest.mark.parametrize(
+    "name", ["GraphNorm", "InstanceNorm", "LayerNorm", "MeanSubtractionNorm", "PairNorm", "GraphSizeNorm"]
+)
+def test_norms_of_graphs_are_geometrics(name):
+    from torch_geometric.nn import norm
+
+    ours, theirs = {
+        "GraphNorm": (H.GraphNorm(6), norm.GraphNorm(6)),
+        "InstanceNorm": (H.GraphInstanceNorm(6, affine=True), norm.InstanceNorm(6, affine=True)),
+        "LayerNorm": (H.GraphLayerNorm(6), norm.LayerNorm(6, mode="graph")),
+        "MeanSubtractionNorm": (H.MeanSubtraction(6), norm.MeanSubtractionNorm()),
+        "PairNorm": (H.PairNorm(6, 1.7), norm.PairNorm(1.7)),
+        "GraphSizeNorm": (H.GraphSizeNorm(), norm.GraphSizeNorm()),
+    }[name]
+    if name == "LayerNorm":  # geometric adds eps to the deviation, not to the variance
+        ours, theirs = H.GraphLayerNorm(6, eps=0.0), norm.LayerNorm(6, eps=0.0, mode="graph")
+    same(ours, theirs, nodes(), GRAPH)
+
+
+@peer("torch_geometric")
+def test_message_norm_is_geometrics():
+    from torch_geometric.nn import norm
+
+    x, message = nodes(), torch.randn(10, 6)
+    torch.testing.assert_close(H.MessageNorm(True)(x, message), norm.MessageNorm(True)(x, message))
+
+
+@peer("torch_geometric")
+def test_batch_norm_by_type_is_geometrics_with_its_memory():
+    from torch_geometric.nn import norm
+
+    kind = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0, 2])
+    ours, theirs, x = H.HeteroNorm(6, 3), norm.HeteroBatchNorm(6, 3), nodes()
+    torch.testing.assert_close(ours(x, kind=(kind, 3)), theirs(x, kind), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-5)
+    # Its running variance is of the biased estimate; torch's batch norm, and ours, remember the unbiased one.
+    n = torch.bincount(kind)[:, None]
+    biased = (ours.running_var - 0.9) * (n - 1) / n + 0.9
+    torch.testing.assert_close(biased, theirs.running_var, rtol=1e-4, atol=1e-5)
+
+
+@peer("torch_geometric")
+def test_differentiable_group_norm_is_geometrics():
+    from torch_geometric.nn import norm
+
+    ours, theirs, x = H.DiffGroupNorm(6, 3), norm.DiffGroupNorm(6, 3), nodes()
+    with torch.no_grad():
+        ours.assign.weight.copy_(theirs.lin.weight)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- diffusers, transformers
+
+
+@peer("diffusers")
+def test_adaptive_group_norm_is_that_of_diffusers():
+    from diffusers.models.normalization import AdaGroupNorm
+
+    _adaptive(H.AdaGroupNorm(3, 6, 5), AdaGroupNorm(5, 6, 3), torch.randn(4, 6, 5, 3) + 2)
+
+
+@peer("diffusers")
+def test_adaptive_layer_norm_is_that_of_diffusers():
+    from diffusers.models.normalization import AdaLayerNormContinuous
+
+    theirs = AdaLayerNormContinuous(6, 5, elementwise_affine=False, eps=1e-6)
+    _adaptive(H.AdaLayerNorm(6, 5), theirs, torch.randn(4, 7, 6) + 2)
+
+
+def _adaptive(ours, theirs, x):
+    cond = torch.randn(4, 5)
+    with torch.no_grad():
+        ours.modulation.weight.copy_(theirs.linear.weight)
+        ours.modulation.bias.copy_(theirs.linear.bias)
+    torch.testing.assert_close(ours(x, cond=cond), theirs(x, cond), rtol=1e-4, atol=1e-5)
+
+
+@peer("diffusers")
+def test_global_response_norm_is_that_of_diffusers():
+    from diffusers.models.normalization import GlobalResponseNorm
+
+    same(H.GRN(6), GlobalResponseNorm(6), torch.randn(4, 5, 3, 6), names={"gamma": "weight", "beta": "bias"})
+
+
+@peer("transformers")
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_rms_norms_are_those_of_transformers(family):
+    if family == "llama":
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+        return same(H.RMSNorm(8, 1e-6), LlamaRMSNorm(8, 1e-6), torch.randn(4, 7, 8))
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+
+    return same(H.GemmaRMSNorm(8), GemmaRMSNorm(8), torch.randn(4, 7, 8))
+
+
+# ---------------------------------------------------------------- Keras, Flax, e3nn
+
+
+@peer("keras")
+@pytest.mark.parametrize("clips", [(1.0, 0.0), (1.5, 0.3), (100.0, 100.0)])
+def test_renorm_is_kerass(clips):
+    import keras
+
+    r_max, d_max = clips
+    source = hs.Renorm(r_max=r_max, d_max=d_max)
+    ours = hs.nn.BatchNorm1d(6, eps=1e-3, source=source)
+    clipping = {"rmin": 1 / r_max, "rmax": r_max, "dmax": d_max}
+    theirs = keras.layers.BatchNormalization(epsilon=1e-3, renorm=True, renorm_clipping=clipping)
+    x = torch.randn(16, 6) * 2 + 1
+    theirs.build(x.shape)
+    with torch.no_grad():
+        ours.running_mean.normal_()
+        ours.running_var.uniform_(0.5, 2)
+        theirs.renorm_mean.assign(ours.running_mean)
+        theirs.renorm_stddev.assign((ours.running_var + 1e-3).sqrt())  # Keras remembers the deviation
+    torch.testing.assert_close(ours(x), theirs(x, training=True), rtol=1e-4, atol=1e-4)
+
+
+@peer("keras")
+def test_group_norm_is_kerass():
+    import keras
+
+    theirs = keras.layers.GroupNormalization(3, epsilon=1e-5)
+    x = torch.randn(4, 5, 3, 6) + 2
+    want = theirs(x)
+    got = H.GroupNorm(3, 6)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@peer("flax")
+def test_masked_batch_norm_is_flaxs():
+    import jax
+    import jax.numpy as jnp
+    from flax import linen
+
+    x = torch.randn(8, 6) * 2 + 1
+    where = torch.rand(8, 6) > 0.3
+    ours = hs.Norm("n c -> c", source=hs.Running(0.1), c=6)
+    got = ours(x, where=where)
+    theirs = linen.BatchNorm(use_running_average=False, momentum=0.9, use_scale=False, use_bias=False)
+    z, mask = jnp.asarray(x.numpy()), jnp.asarray(where.numpy())
+    start = theirs.init(jax.random.key(0), z)
+    want, after = theirs.apply(start, z, mask=mask, mutable=["batch_stats"])
+    torch.testing.assert_close(got, torch.tensor(want.tolist()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        ours.running_mean, torch.tensor(after["batch_stats"]["mean"].tolist()), rtol=1e-4, atol=1e-4
+    )
+
+
+@peer("flax")
+@pytest.mark.parametrize("axes", [(-1,), (1, 2), (1,)])
+def test_a_norm_over_any_axes_is_flaxs(axes):
+    import jax
+    import jax.numpy as jnp
+    from flax import linen
+
+    x = torch.randn(4, 5, 6) + 3
+    pattern = {(-1,): "n t c -> n t", (1, 2): "n t c -> n", (1,): "n t c -> n c"}[axes]
+    theirs = linen.LayerNorm(epsilon=1e-5, reduction_axes=axes, use_scale=False, use_bias=False)
+    z = jnp.asarray(x.numpy())
+    want = theirs.apply(theirs.init(jax.random.key(0), z), z)
+    torch.testing.assert_close(hs.normalize(x, pattern), torch.tensor(want.tolist()), rtol=1e-4, atol=1e-4)
+
+
+@peer("e3nn")
+def test_orbit_norm_of_vectors_is_e3nns():
+    from e3nn.nn import BatchNorm
+
+    ours, theirs = H.OrbitNorm(4, 3, vectors=True), BatchNorm("4x1o", eps=1e-5)
+    same(ours, theirs, torch.randn(16, 12) + 1)
+
+
+@peer("e3nn")
+def test_orbit_norm_of_scalars_is_e3nns():
+    from e3nn.nn import BatchNorm
+
+    same(H.OrbitNorm(4, 1), BatchNorm("4x0e", eps=1e-5), torch.randn(16, 4) * 2 + 1)
