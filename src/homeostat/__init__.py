@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from homeostat import kernels as kernels
 from homeostat.affine import Affine as Affine
+from homeostat.choosing import Choice as Choice
+from homeostat.choosing import choose as choose
 from homeostat.frame import Frame as Frame
 from homeostat.frame import FrameError as FrameError
 from homeostat.frame import ShapeError as ShapeError
@@ -30,6 +32,10 @@ from homeostat.gains import Learned as Learned
 from homeostat.gains import Spatial as Spatial
 from homeostat.gains import Style as Style
 from homeostat.moments import Moments as Moments
+from homeostat.noise import Noise as Noise
+from homeostat.noise import expected_noise as expected_noise
+from homeostat.noise import groups_for as groups_for
+from homeostat.noise import sharing_tax as sharing_tax
 from homeostat.reading import Reading as Reading
 from homeostat.reading import measure as measure
 from homeostat.reading import normalize as normalize
@@ -59,6 +65,11 @@ if TYPE_CHECKING:
     from homeostat.nn.states import trial as trial
     from homeostat.nn.states import unfreeze as unfreeze
     from homeostat.nn.structured import assert_equivariant as assert_equivariant
+    from homeostat.nn.tools import Coupling as Coupling
+    from homeostat.nn.tools import coupling as coupling
+    from homeostat.nn.tools import identity_on as identity_on
+    from homeostat.nn.tools import restyle as restyle
+    from homeostat.nn.tools import styles as styles
     from homeostat.norm import Norm as Norm
 
 __version__ = "0.1.0"
@@ -73,6 +84,11 @@ _LAZY = {
     "unfreeze": "homeostat.nn.states",
     "trial": "homeostat.nn.states",
     "given": "homeostat.forward",
+    "Coupling": "homeostat.nn.tools",
+    "coupling": "homeostat.nn.tools",
+    "identity_on": "homeostat.nn.tools",
+    "restyle": "homeostat.nn.tools",
+    "styles": "homeostat.nn.tools",
     "assert_equivariant": "homeostat.nn.structured",
 }
 
@@ -83,7 +99,9 @@ __all__ = [
     "Batch",
     "Blended",
     "By",
+    "Choice",
     "Conditional",
+    "Coupling",
     "Cumulative",
     "Domain",
     "FiLM",
@@ -96,6 +114,7 @@ __all__ = [
     "Learned",
     "Mixed",
     "Moments",
+    "Noise",
     "Norm",
     "Partial",
     "Reading",
@@ -109,8 +128,13 @@ __all__ = [
     "Virtual",
     "adopt",
     "assert_equivariant",
+    "choose",
+    "coupling",
+    "expected_noise",
     "freeze",
     "given",
+    "groups_for",
+    "identity_on",
     "kernels",
     "measure",
     "nn",
@@ -118,6 +142,9 @@ __all__ = [
     "optimal_momentum",
     "recording",
     "release",
+    "restyle",
+    "sharing_tax",
+    "styles",
     "trial",
     "unfreeze",
 ]
