@@ -94,8 +94,8 @@ wheel-arm: ## cross-compile the aarch64 wheel and try it under an emulator: see 
 lab: ## reproduce experiments
 	@echo "There is no lab yet."
 
-docs: ## build the documentation
-	@echo "There is no documentation build yet."
+docs: setup ## write docs/catalogue.md and docs/choosing.md from the code
+	$(BIN)/python tools/pages.py
 
 clean: ## remove what the commands above made
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/homeostat/_native.*
