@@ -25,6 +25,13 @@ def machine(data: Data) -> str:
     return "\n".join(lines)
 
 
+SIZES = (
+    ("x of at most 2^14 elements", 0, 1 << 14),
+    ("x of at most 2^20", 1 << 14, 1 << 20),
+    ("larger x", 1 << 20, 1 << 40),
+)
+
+
 def summary(data: Data) -> str:
     """Geometric means by threads and by what, and how many cells fall short."""
     cells, rows = view.regular(data), []
@@ -34,6 +41,8 @@ def summary(data: Data) -> str:
     rows.append(["**all**", "**all**", *_standing(cells)])
     own = [c for c in cells if c["own"]]
     rows.append(["all", "only layers that torch.nn has", *_standing(own)])
+    for title, least, most in SIZES:
+        rows.append(["all", title, *_standing([c for c in cells if least < c["elements"] <= most])])
     head = ["threads", "what", "cells", *(f"x {p}" for p in PEERS.values()), "short of torch", "short of torch.compile"]
     return table(head, rows) + "\n\n" + families(data)
 

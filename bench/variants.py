@@ -1,9 +1,11 @@
 """Variants: what another source or gain costs, as times the plain norm; forward and backward, end to end.
 
-python -m bench.variants        prints a table: batch norm's variants beside batch norm, RMS norm's beside RMS norm
+python -m bench.variants        prints tables: batch norm's variants beside batch norm, RMS norm's beside RMS norm;
+                                and layer norm of a tiny tensor beside an autograd node that does nothing
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from bench import heap
 from bench.clock import Clock
 from bench.view import table
 
-PICTURES, TOKENS = (32, 64, 28, 28), (4, 512, 1024)
+PICTURES, TOKENS, TINY = (32, 64, 28, 28), (4, 512, 1024), (128, 64)
 
 
 def batch_norms() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -49,6 +51,29 @@ def rms_norms() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
+class Nothing(torch.autograd.Function):
+    """What any node written in Python costs: it saves and allocates as a layer norm must, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(t) for t in ctx.saved_tensors)
+
+
+def tiny() -> dict[str, Callable[[Tensor], Tensor]]:
+    d = TINY[-1]
+    weight, bias = (torch.ones(d, requires_grad=True) for _ in range(2))
+    return {
+        "torch.nn.LayerNorm": nn.LayerNorm(d),
+        "homeostat": hs.nn.LayerNorm(d),
+        "a node that does nothing": lambda x: Nothing.apply(x, weight, bias),
+    }
+
+
 def measured(layers: dict[str, Callable[[Tensor], Tensor]], shape: tuple[int, ...], clock: Clock) -> list[list[object]]:
     x, dy = torch.randn(shape, requires_grad=True), torch.randn(shape)
 
@@ -71,8 +96,8 @@ def main() -> None:
     heap.keep()
     torch.manual_seed(0)
     clock = Clock(budget=30)
-    for layers, shape in ((batch_norms(), PICTURES), (rms_norms(), TOKENS)):
-        print(table([f"x {shape}", "ms", "x plain"], measured(layers, shape, clock)), "\n")
+    for layers, shape in ((batch_norms(), PICTURES), (rms_norms(), TOKENS), (tiny(), TINY)):
+        print(table([f"x {shape}", "ms", "x the first"], measured(layers, shape, clock)), "\n")
 
 
 if __name__ == "__main__":
