@@ -519,3 +519,19 @@ def test_reset_forgets_everything(name):
         norm(data())
     norm.reset_running_stats()
     assert_same(dict(norm.named_buffers()), dict(fresh.named_buffers()), 0, 0)
+
+
+def test_renorms_gradient_is_batch_norms_times_r():
+    """r and d are constants to the gradient: y = (xhat r + d) w + b, so dx is batch norm's, r times as large."""
+    norm, plain = layer(hs.Renorm(r_max=1e6, d_max=1e6), torch.float64), layer(hs.Batch(), torch.float64)
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x, dy = data(dtype=torch.float64).requires_grad_(), torch.randn(SHAPE, dtype=torch.float64)
+    r = ((moments(x.detach(), (0, 2, 3))[1] + norm.eps) / (norm.running_var[:, None, None] + norm.eps)).sqrt()
+    want = by_hand(norm, x.detach(), norm.running_mean[:, None, None].clone(), norm.running_var[:, None, None].clone())
+    y = norm(x)
+    torch.testing.assert_close(y, want)
+    (got,) = torch.autograd.grad(y, x, dy)
+    (of_batch,) = torch.autograd.grad(plain(x), x, dy)
+    torch.testing.assert_close(got, of_batch * r)
