@@ -20,7 +20,7 @@ def peer(name):
     return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install homeostat[peers]")
 
 
-def same(ours, theirs, *inputs, names=None, **tolerance):
+def assert_same_as_peer(ours, theirs, *inputs, names=None, **tolerance):
     """Outputs and the gradient of the first input; parameters are carried over by name."""
     tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-5}
     own = dict(ours.named_parameters())
@@ -72,7 +72,7 @@ def test_norms_of_graphs_are_geometrics(name):
     }[name]
     if name == "LayerNorm":  # geometric adds eps to the deviation, not to the variance
         ours, theirs = H.GraphLayerNorm(6, eps=0.0), norm.LayerNorm(6, eps=0.0, mode="graph")
-    same(ours, theirs, nodes(), GRAPH)
+    assert_same_as_peer(ours, theirs, nodes(), GRAPH)
 
 
 @peer("torch_geometric")
@@ -114,7 +114,7 @@ def test_differentiable_group_norm_is_geometrics():
 def test_adaptive_group_norm_is_that_of_diffusers():
     from diffusers.models.normalization import AdaGroupNorm
 
-    _adaptive(H.AdaGroupNorm(3, 6, 5), AdaGroupNorm(5, 6, 3), torch.randn(4, 6, 5, 3) + 2)
+    assert_same_modulation(H.AdaGroupNorm(3, 6, 5), AdaGroupNorm(5, 6, 3), torch.randn(4, 6, 5, 3) + 2)
 
 
 @peer("diffusers")
@@ -122,10 +122,10 @@ def test_adaptive_layer_norm_is_that_of_diffusers():
     from diffusers.models.normalization import AdaLayerNormContinuous
 
     theirs = AdaLayerNormContinuous(6, 5, elementwise_affine=False, eps=1e-6)
-    _adaptive(H.AdaLayerNorm(6, 5), theirs, torch.randn(4, 7, 6) + 2)
+    assert_same_modulation(H.AdaLayerNorm(6, 5), theirs, torch.randn(4, 7, 6) + 2)
 
 
-def _adaptive(ours, theirs, x):
+def assert_same_modulation(ours, theirs, x):
     cond = torch.randn(4, 5)
     with torch.no_grad():
         ours.modulation.weight.copy_(theirs.linear.weight)
@@ -137,7 +137,9 @@ def _adaptive(ours, theirs, x):
 def test_global_response_norm_is_that_of_diffusers():
     from diffusers.models.normalization import GlobalResponseNorm
 
-    same(H.GRN(6), GlobalResponseNorm(6), torch.randn(4, 5, 3, 6), names={"gamma": "weight", "beta": "bias"})
+    assert_same_as_peer(
+        H.GRN(6), GlobalResponseNorm(6), torch.randn(4, 5, 3, 6), names={"gamma": "weight", "beta": "bias"}
+    )
 
 
 @peer("transformers")
@@ -146,10 +148,10 @@ def test_rms_norms_are_those_of_transformers(family):
     if family == "llama":
         from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-        return same(H.RMSNorm(8, 1e-6), LlamaRMSNorm(8, 1e-6), torch.randn(4, 7, 8))
+        return assert_same_as_peer(H.RMSNorm(8, 1e-6), LlamaRMSNorm(8, 1e-6), torch.randn(4, 7, 8))
     from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-    return same(H.GemmaRMSNorm(8), GemmaRMSNorm(8), torch.randn(4, 7, 8))
+    return assert_same_as_peer(H.GemmaRMSNorm(8), GemmaRMSNorm(8), torch.randn(4, 7, 8))
 
 
 # ---------------------------------------------------------------- Keras, Flax, e3nn
@@ -226,11 +228,11 @@ def test_orbit_norm_of_vectors_is_e3nns():
     from e3nn.nn import BatchNorm
 
     ours, theirs = H.OrbitNorm(4, 3, vectors=True), BatchNorm("4x1o", eps=1e-5)
-    same(ours, theirs, torch.randn(16, 12) + 1)
+    assert_same_as_peer(ours, theirs, torch.randn(16, 12) + 1)
 
 
 @peer("e3nn")
 def test_orbit_norm_of_scalars_is_e3nns():
     from e3nn.nn import BatchNorm
 
-    same(H.OrbitNorm(4, 1), BatchNorm("4x0e", eps=1e-5), torch.randn(16, 4) * 2 + 1)
+    assert_same_as_peer(H.OrbitNorm(4, 1), BatchNorm("4x0e", eps=1e-5), torch.randn(16, 4) * 2 + 1)

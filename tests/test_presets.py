@@ -230,8 +230,10 @@ def test_a_lazy_preset_learns_its_size_from_a_state_dict_of_torchs(name):
 
 @every_lazy
 def test_an_untouched_lazy_preset_hands_its_state_dict_to_another(name):
-    ours(name).load_state_dict(ours(name).state_dict())
-    ours(name).load_state_dict(torchs(name).state_dict())
+    for other in (ours(name), torchs(name)):
+        taken = ours(name).load_state_dict(other.state_dict())
+        assert not taken.missing_keys
+        assert not taken.unexpected_keys
 
 
 # ---- reset ----

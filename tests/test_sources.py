@@ -32,7 +32,7 @@ def by_hand(norm, x, mean, var):
     return y * norm.weight.double()[:, None, None] + norm.bias.double()[:, None, None]
 
 
-def same_with_gradient(got, want, x, norm, rtol=1e-5, atol=1e-5):
+def assert_same_with_gradient(got, want, x, norm, rtol=1e-5, atol=1e-5):
     """y, dx and the gradients of every parameter."""
     torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
     w = torch.linspace(-1, 1, want.numel(), dtype=torch.float64).view_as(want)
@@ -56,7 +56,7 @@ def test_ghost_is_a_loop_of_batch_norms_over_parts_of_the_batch(size):
     norm, x = layer(hs.Ghost(size)), data().requires_grad_()
     parts = x.split(size)
     want = torch.cat([by_hand(norm, part, *moments(part, (0, 2, 3))) for part in parts])
-    same_with_gradient(norm(x), want, x, norm)
+    assert_same_with_gradient(norm(x), want, x, norm)
     mean = torch.stack([part.double().mean((0, 2, 3)) for part in parts]).mean(0)
     var = torch.stack([part.double().var((0, 2, 3)) for part in parts]).mean(0)
     torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
@@ -111,7 +111,7 @@ def test_every_domain_is_a_batch_norm_of_its_own(momentum):
         own = d == DOMAINS
         want[own] = by_hand(norm, x[own], *moments(x[own], (0, 2, 3)))
         alone[d](x[own])
-    same_with_gradient(norm(x, domain=DOMAINS), want, x, norm)
+    assert_same_with_gradient(norm(x, domain=DOMAINS), want, x, norm)
     for d in (0, 2):
         torch.testing.assert_close(norm.running_mean[d], alone[d].running_mean)
         torch.testing.assert_close(norm.running_var[d], alone[d].running_var)
@@ -197,7 +197,7 @@ def test_shrunk_pools_this_tensor_with_memory(samples, training):
     both = (n * mean + samples * old) / (n + samples)
     pooled = (n * var + samples * spread) / (n + samples) + n * samples / (n + samples) ** 2 * (mean - old) ** 2
     before = norm.running_mean.clone()
-    same_with_gradient(norm(x), by_hand(norm, x, both, pooled), x, norm)
+    assert_same_with_gradient(norm(x), by_hand(norm, x, both, pooled), x, norm)
     assert torch.equal(before, norm.running_mean) is not training
 
 
@@ -214,7 +214,7 @@ def test_virtual_is_batch_norm_of_the_reference_and_the_sample_together(training
     for sample in x.split(1):
         mean, var = moments(torch.cat([reference, sample]), (0, 2, 3))
         want.append(by_hand(norm, sample, mean, var))
-    same_with_gradient(norm(x), torch.cat(want), x, norm)
+    assert_same_with_gradient(norm(x), torch.cat(want), x, norm)
 
 
 def test_virtual_does_not_see_companions_and_remembers_by_recording_alone():
@@ -241,7 +241,7 @@ def test_mixed_is_a_weighted_mean_of_instance_layer_and_batch_statistics(trainin
     parts = moments(x, (2, 3)), moments(x, (1, 2, 3)), of_batch
     mean = sum(a * part[0] for a, part in zip(p, parts, strict=True))
     var = sum(a * part[1] for a, part in zip(q, parts, strict=True))
-    same_with_gradient(norm(x), by_hand(norm, x, mean, var), x, norm)
+    assert_same_with_gradient(norm(x), by_hand(norm, x, mean, var), x, norm)
 
 
 def test_mixed_remembers_what_batch_norm_would():
@@ -263,7 +263,7 @@ def test_blended_is_a_weighted_mean_of_the_outputs_of_batch_and_instance_norm(tr
     z, rho = x.double(), norm.rho.double()[:, None, None]
     y = rho * F.batch_norm(z, *running, training=training) + (1 - rho) * F.instance_norm(z)
     want = y * norm.weight.double()[:, None, None] + norm.bias.double()[:, None, None]
-    same_with_gradient(norm(x), want, x, norm)
+    assert_same_with_gradient(norm(x), want, x, norm)
 
 
 # ---------------------------------------------------------------- momentum and schedules
