@@ -14,10 +14,12 @@ help: ## list the commands
 
 setup: $(STAMP) ## make .venv with everything in it; does nothing when it is up to date
 
-# The stamp comes last, so an install that failed half-way is tried again.
+# The stamp comes last, so an install that failed half-way is tried again. timm, for the tests, comes without what it
+# asks for: torchvision, whose wheel would bring another torch.
 $(STAMP): pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm
 	@touch $@
 
 demo: setup ## see it work

@@ -62,13 +62,16 @@ SOURCES = {
         (4, 6, 5, 3),
     ),
     "GraphNorm": (lambda: hs.nn.GraphNorm(6), (5, 6)),
+    "EvoNormB0": (lambda: hs.nn.EvoNormB0(6), (4, 6, 5, 3)),
+    "LRN": (lambda: hs.nn.LRN(3, alpha=0.5), (4, 6, 5, 3)),
+    "DAIN": (lambda: hs.nn.DAIN(6), (4, 5, 6)),
     "ModalityNorm": (lambda: hs.nn.ModalityNorm((2, 4)), (4, 3, 6)),
     "Balanced": (lambda: hs.Norm("... d -> ...", gain=hs.Balanced("d", blocks=(2, 4)), d=6), (4, 3, 6)),
     "Around": (lambda: hs.nn.GemmaRMSNorm(6), (4, 3, 6)),
 }
 PRESETS |= SOURCES
 NAMES = tuple(PRESETS)
-REMEMBERING = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm2d", "Norm with eps=auto")
+REMEMBERING = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm2d", "Norm with eps=auto", "EvoNormB0")
 
 
 def make(name, dtype=torch.float32):

@@ -19,7 +19,7 @@ import pytest
 # Lowest first: a module may import from the rows above its own, never from its own row or a later one.
 # A package stands as one name; inside it, files may import each other. "homeostat" is the public face, __init__.py.
 LAYERS = (
-    ("errors", "arrays", "_native"),
+    ("errors", "arrays", "files", "_native"),
     ("frame", "moments", "affine", "noise"),
     ("trust",),
     ("plan", "labels"),
@@ -32,7 +32,7 @@ LAYERS = (
     ("memory",),
     ("forward",),
     ("norm",),
-    ("nn", "data", "choosing"),
+    ("nn", "data", "choosing", "styling", "pixels"),
     ("surgery", "recognise"),
     ("doctor",),
     ("homeostat",),
@@ -43,7 +43,7 @@ LAYERS = (
 )
 
 # These libraries may load when a file of ours is imported only if the file is listed; elsewhere, inside functions.
-OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn"}
+OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn", "PIL"}
 MAY_LOAD_OPTIONAL = (
     "nn/*",
     "norm.py",

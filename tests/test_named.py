@@ -95,6 +95,21 @@ def evonorm(layer, x):
     return z * torch.sigmoid(v * z) / (var + 1e-5).sqrt() * w + b
 
 
+def evonorm_b0(layer, x):
+    z = x.to(D)
+    own, shared = (z.var(axes, keepdim=True, correction=0).add(1e-5).sqrt() for axes in ((2, 3), (0, 2, 3)))
+    v, w, b = (column(p, x) for p in (layer.v, layer.weight, layer.bias))
+    return z / torch.maximum(shared, v * z + own) * w + b
+
+
+def dain(layer, x):
+    z = x.to(D)
+    z = z - z.mean(1, keepdim=True) @ layer.shift.weight.to(D).T
+    spread = (z.square().mean(1, keepdim=True) + 1e-8).sqrt() @ layer.scale.weight.to(D).T
+    z = z / torch.where(spread > 1e-8, spread, 1)
+    return z * torch.sigmoid(z.mean(1, keepdim=True) @ layer.gate.weight.to(D).T + layer.gate.bias.to(D))
+
+
 def grn(layer, x):
     z = x.to(D)
     length = z.norm(dim=(1, 2), keepdim=True)
@@ -172,6 +187,15 @@ CASES = {
     "TLU": (lambda: H.TLU(6), picture, {}, lambda f, x: torch.maximum(x.to(D), column(f.threshold, x))),
     "GRN": (lambda: H.GRN(6), lambda: picture().permute(0, 2, 3, 1), {}, grn),
     "EvoNormS0": (lambda: H.EvoNormS0(3, 6), picture, {}, evonorm),
+    "EvoNormB0": (lambda: H.EvoNormB0(6), picture, {}, evonorm_b0),
+    "LRN": (
+        lambda: H.LRN(3, 0.5, 0.6, 2.0),
+        picture,
+        {},
+        lambda f, x: F.local_response_norm(x.to(D), 3, 0.5, 0.6, 2.0),
+    ),
+    "LRN, even": (lambda: H.LRN(4, 0.5), picture, {}, lambda f, x: F.local_response_norm(x.to(D), 4, 0.5)),
+    "DAIN": (lambda: H.DAIN(8), tokens, {}, dain),
     "ScaleNorm": (
         lambda: H.ScaleNorm(8),
         tokens,
@@ -418,6 +442,23 @@ def test_pono_gives_back_what_it_took():
     assert reading.mean.shape == (4, 5, 3)
 
 
+def test_evonorm_b0_remembers_as_batch_norm_does_and_evaluates_by_it():
+    ours, theirs, x = randomized(H.EvoNormB0(6, momentum=0.3)), torch.nn.BatchNorm2d(6, momentum=0.3), picture()
+    for batch in (x, x * 3 + 1, x * torch.nan, x - 5):
+        ours(batch)
+        if batch.isfinite().all():
+            theirs(batch)
+    hs.freeze(ours)(x)
+    for name, want in theirs.named_buffers():
+        torch.testing.assert_close(getattr(ours, name), want, rtol=1e-5, atol=1e-5)
+    assert ours.num_batches_skipped == 1
+    own = x.var((2, 3), keepdim=True, correction=0).add(1e-5).sqrt()
+    v, w, b, var = (p.view(6, 1, 1) for p in (ours.v, ours.weight, ours.bias, theirs.running_var))
+    want = x / torch.maximum((var + 1e-5).sqrt(), v * x + own) * w + b
+    torch.testing.assert_close(ours(x), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hs.unfreeze(ours).eval()(x), want, rtol=1e-5, atol=1e-5)
+
+
 def test_messages_take_the_length_of_the_node_they_reach():
     x, message = nodes(), nodes().flip(0)
     y = H.MessageNorm(True)(x, message)
@@ -534,18 +575,30 @@ def test_a_reversible_norm_skips_what_is_missing_and_serves_a_forecast_of_anothe
     assert not list(norm.buffers())
 
 
+def test_what_dain_begins_with_is_the_standardized_series_gated_by_its_bias_alone():
+    norm, x = H.DAIN(8), tokens()
+    y, _ = H.Reversible(eps=1e-8)(x)
+    torch.testing.assert_close(norm(x), y * torch.sigmoid(norm.gate.bias), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm(x * 1e3 + 1e4), norm(x), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        norm.scale.weight.neg_()
+    centred = x - x.mean(1, keepdim=True)  # a scale below 0 is none
+    torch.testing.assert_close(norm(x), centred * torch.sigmoid(norm.gate.bias), rtol=1e-5, atol=1e-5)
+
+
 # ---------------------------------------------------------------- placements
 
 
-@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "peri"])
+@pytest.mark.parametrize("placement", ["pre", "post", "deep", "sandwich", "peri"])
 def test_a_residual_is_its_formula(placement):
     torch.manual_seed(0)
     f, x = torch.nn.Linear(8, 8), tokens()
-    block = H.Residual(f, H.LayerNorm(8), placement, scale=0.5)
+    block = H.Residual(f, H.LayerNorm(8), placement, scale=0.5, branches=48 if placement == "deep" else None)
     n = lambda z: F.layer_norm(z, (8,))  # noqa: E731
     want = {
         "pre": lambda: x + 0.5 * f(n(x)),
         "post": lambda: n(x + 0.5 * f(x)),
+        "deep": lambda: n((2 * 24) ** 0.25 * x + 0.5 * f(x)),
         "sandwich": lambda: x + 0.5 * n(f(n(x))),
         "peri": lambda: x + 0.5 * n(f(n(x))),
     }[placement]()
@@ -556,8 +609,42 @@ def test_a_residuals_norms_are_learned_apart_and_its_scale_may_be_a_module():
     block = H.Residual(torch.nn.Linear(8, 8), H.RMSNorm(8), "peri", scale=H.ReZero())
     assert len({id(p) for p in block.parameters()}) == 2 + 2 + 1
     torch.testing.assert_close(block(tokens()), tokens())
-    with pytest.raises(ValueError, match="is none of pre, post, sandwich, peri"):
-        H.Residual(torch.nn.Identity(), H.RMSNorm(8), "around")
+
+
+def test_sub_norms_what_the_last_map_of_a_branch_is_given_at_its_own_width():
+    torch.manual_seed(0)
+    inner, out, x = torch.nn.Linear(8, 20), torch.nn.Linear(20, 8), tokens()
+    norms = H.LayerNorm(8), randomized(H.LayerNorm(20))
+    block = H.Residual((inner, out), norms, "sub")
+    within = F.layer_norm(inner(F.layer_norm(x, (8,))), (20,), norms[1].weight, norms[1].bias)
+    torch.testing.assert_close(block(x), x + out(within))
+    as_pre = H.Residual(torch.nn.Sequential(inner, norms[1], out), norms[0])
+    torch.testing.assert_close(block(x), as_pre(x), rtol=0, atol=0)
+    assert len(dict(block.named_parameters())) == 8
+
+
+@pytest.mark.parametrize("layers", [6, 100])
+def test_initial_gains_are_those_of_the_papers(layers):
+    assert H.initial_gain("deep", 2 * layers) == pytest.approx((8 * layers) ** -0.25)  # of an encoder, or a decoder
+    assert H.initial_gain("deep", 3 * layers) == pytest.approx((12 * layers) ** -0.25)  # of a decoder that reads one
+    assert H.initial_gain("sub", 2 * layers) == pytest.approx(math.log(2 * layers) ** 0.5)
+    assert H.initial_gain("pre", 2 * layers) == 1
+
+
+def test_a_placement_refuses_what_it_has_no_place_for():
+    norm, f = H.RMSNorm(8), torch.nn.Identity()
+    with pytest.raises(ValueError, match="is none of pre, post, deep, sandwich, peri, sub"):
+        H.Residual(f, norm, "around")
+    with pytest.raises(ValueError, match=r"f is a pair \(inner, out\)"):
+        H.Residual(f, norm, "sub")
+    with pytest.raises(ValueError, match="one branch for every other"):
+        H.Residual((f, f), norm)
+    with pytest.raises(ValueError, match='"post" has one norm'):
+        H.Residual(f, (norm, norm), "post")
+    with pytest.raises(ValueError, match='"deep" needs them'):
+        H.Residual(f, norm, "deep")
+    with pytest.raises(ValueError, match="no other takes any"):
+        H.Residual(f, norm, branches=12)
 
 
 def test_an_orthogonal_update_adds_nothing_along_the_stream_token_by_token():

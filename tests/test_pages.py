@@ -17,7 +17,7 @@ def test_the_catalogue_names_every_layer_and_every_part():
     import homeostat as hs
     from homeostat import nn
 
-    helpers = {"Norm", "standardize_weight", "normalize_weight"}
+    helpers = {"Norm", "standardize_weight", "normalize_weight", "initial_gain"}
     layers = {name for name in nn.__all__ if not name.startswith("Lazy")} - helpers
     parts = {n for n in hs.__all__ if isinstance(v := getattr(hs, n), type) and issubclass(v, hs.Source | hs.Gain)}
     for name in (layers | parts) - {"Source", "Gain"}:

@@ -1,10 +1,13 @@
 """Named methods against the libraries that are known for them.
 
-They are extras of the tests (`pip install homeostat[peers]`); without one its tests say so and are skipped.
+They are extras of the tests (`pip install homeostat[peers]`, and timm, which `make setup` installs by itself); without
+one its tests say so and are skipped.
 """
 
+import importlib
 import importlib.util
 import os
+import sys
 
 import pytest
 import torch
@@ -15,9 +18,9 @@ from homeostat import nn as H
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
-def peer(name):
+def peer(name, how="pip install homeostat[peers]"):
     missing = importlib.util.find_spec(name) is None
-    return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install homeostat[peers]")
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed: {how}")
 
 
 def assert_same_as_peer(ours, theirs, *inputs, names=None, **tolerance):
@@ -236,3 +239,119 @@ def test_orbit_norm_of_scalars_is_e3nns():
     from e3nn.nn import BatchNorm
 
     assert_same_as_peer(H.OrbitNorm(4, 1), BatchNorm("4x0e", eps=1e-5), torch.randn(16, 4) * 2 + 1)
+
+
+# ---------------------------------------------------------------- timm
+
+
+uses_timm = peer("timm", "pip install --no-deps timm")
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """A layer of timm by file and name.
+
+    timm's packages are opened, not run: their __init__ wants torchvision, whose wheel wants another torch; the
+    files of its layers do not.
+    """
+    for package in ("timm", "timm.layers"):
+        opened = importlib.util.module_from_spec(importlib.util.find_spec(package))
+        monkeypatch.setitem(sys.modules, package, opened)
+    return lambda file, name: getattr(importlib.import_module(f"timm.layers.{file}"), name)
+
+
+def images(channels=6):
+    return torch.randn(4, channels, 5, 3) * 2 + 1
+
+
+@uses_timm
+def test_filter_response_norm_and_its_threshold_are_timms(timm):
+    ours, theirs = torch.nn.Sequential(H.FRN(6), H.TLU(6)), timm("filter_response_norm", "FilterResponseNormTlu2d")(6)
+    assert theirs.eps == 1e-5  # timm's default; the paper's, and ours, is 1e-6
+    theirs.eps = 1e-6
+    assert_same_as_peer(ours, theirs, images(), names={"weight": "0.weight", "bias": "0.bias", "tau": "1.threshold"})
+
+
+@uses_timm
+def test_filter_response_norm_alone_is_timms(timm):
+    theirs = timm("filter_response_norm", "FilterResponseNormAct2d")(6, apply_act=False, eps=1e-6)
+    assert_same_as_peer(H.FRN(6), theirs, images())
+
+
+@uses_timm
+@pytest.mark.parametrize("name", ["EvoNorm2dS0", "EvoNorm2dS0a"])
+def test_evonorm_s0_is_timms(timm, name):
+    theirs = timm("evo_norm", name)(6, groups=3, eps=1e-5)  # S0a differs in its default eps, 1e-3, and in nothing else
+    assert_same_as_peer(H.EvoNormS0(3, 6), theirs, images())
+
+
+@uses_timm
+def test_evonorm_b0_is_timms_with_its_memory(timm):
+    theirs = timm("evo_norm", "EvoNorm2dB0")(6)
+    ours = H.EvoNormB0(6, eps=1e-3)
+    for _ in range(2):
+        assert_same_as_peer(ours, theirs, images())
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-4, atol=1e-5)
+    assert_same_as_peer(ours.eval(), theirs.eval(), images())
+
+
+@uses_timm
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_global_response_norm_is_timms(timm, channels_last):
+    theirs = timm("grn", "GlobalResponseNorm")(6, channels_last=channels_last)
+    x = images().permute(0, 2, 3, 1) if channels_last else images()
+    ours = H.GRN(6) if channels_last else Moved(H.GRN(6))  # ours is [n, ..., c], as in the paper
+    assert_same_as_peer(ours, theirs, x, names=None if channels_last else {"weight": "0.weight", "bias": "0.bias"})
+
+
+class Moved(torch.nn.Sequential):
+    """A layer of [n, h, w, c] on [n, c, h, w]."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@uses_timm
+@pytest.mark.parametrize("name", ["LayerNorm2d", "LayerNorm2dFp32", "LayerNormExp2d", "RmsNorm2d", "RmsNorm2dFp32"])
+def test_norms_over_the_channels_of_a_pixel_are_timms(timm, name):
+    rms = name.startswith("Rms")
+    ours = hs.Norm("n c h w -> n h w", gain=hs.Learned("c", bias=not rms), eps=1e-6, center=not rms, c=6)
+    assert_same_as_peer(ours, timm("norm", name)(6, eps=1e-6), images())
+
+
+@uses_timm
+@pytest.mark.parametrize("name", ["RmsNorm", "LayerNorm", "GroupNorm1", "GroupNorm"])
+def test_layer_rms_and_group_norms_are_timms(timm, name):
+    ours, theirs, x = {
+        "RmsNorm": lambda make: (H.RMSNorm(6, 1e-6), make(6), torch.randn(4, 7, 6) + 1),
+        "LayerNorm": lambda make: (H.LayerNorm(6, 1e-6), make(6), torch.randn(4, 7, 6) + 1),
+        "GroupNorm1": lambda make: (H.GroupNorm(1, 6), make(6), images()),
+        "GroupNorm": lambda make: (H.GroupNorm(3, 6), make(6, 3), images()),
+    }[name](timm("norm", name))
+    assert_same_as_peer(ours, theirs, x)
+
+
+@uses_timm
+def test_a_convolution_of_a_standardized_weight_is_timms(timm):
+    ours = H.standardize_weight(torch.nn.Conv2d(6, 5, 3, bias=False), eps=1e-6)
+    theirs = timm("std_conv", "StdConv2d")(6, 5, 3, padding=0)
+    assert_same_as_peer(ours, theirs, images(), names={"weight": "parametrizations.weight.original"})
+
+
+@uses_timm
+def test_scaled_standardization_is_the_frame_of_weight_standardization_with_a_gain(timm):
+    fan_in = 6 * 3 * 3
+    ours = torch.nn.Conv2d(6, 5, 3)
+    norm = hs.Norm("o ... -> o", gain=hs.Learned("o", bias=False), eps=1e-6, o=5)
+    torch.nn.utils.parametrize.register_parametrization(ours, "weight", norm)
+    theirs = timm("std_conv", "ScaledStdConv2d")(6, 5, 3, padding=0)
+    names = {"weight": "parametrizations.weight.original", "gain": "parametrizations.weight.0.weight"}
+    theirs.scale = 1.0  # timm multiplies its gain by gamma / sqrt(fan in) at every call; here the gain holds it
+    assert theirs.weight[0].numel() == fan_in
+    assert_same_as_peer(ours, theirs, images(), names=names)
+
+
+@uses_timm
+def test_layer_scale_is_timms(timm):
+    theirs = timm("layer_scale", "LayerScale")(6)
+    assert_same_as_peer(H.LayerScale(6), theirs, torch.randn(4, 7, 6), names={"gamma": "weight"})

@@ -1,6 +1,5 @@
-"""Tools: noise, sharing, coupling, gains that change nothing, styles, and the first verb, choose."""
+"""Tools: noise, sharing, coupling, gains that change nothing, and the first verb, choose."""
 
-import copy
 import json
 import math
 
@@ -165,57 +164,6 @@ def test_a_swapped_norm_takes_the_place_of_the_one_before():
         hs.identity_on(hs.nn.BatchNorm2d(6, source=hs.Domain(2)), data)
     with pytest.raises(ValueError, match="at least one batch"):
         hs.identity_on(new, [])
-
-
-# ---------------------------------------------------------------- styles
-
-
-def net():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 6, 3),
-        torch.nn.BatchNorm2d(6),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(6, 4, 3),
-        hs.nn.GroupNorm(2, 4),
-        torch.nn.ReLU(),
-    ).eval()
-
-
-def test_restyled_every_norm_sees_the_references_mean_and_spread_on_the_contents_form():
-    model, content, reference = net(), torch.randn(1, 3, 12, 12), torch.randn(1, 3, 16, 16) * 3 + 2
-    before = copy.deepcopy(model.state_dict())
-    seen = {}
-    hooks = []
-    wanted = hs.styles(model, reference)
-
-    def watch(name):
-        def hook(_, args):
-            seen[name] = args[0].double()
-
-        return hook
-
-    def after_ours():  # registered inside, so that they run after the style is put on
-        for name, module in model.named_modules():
-            if name in wanted:
-                hooks.append(module.register_forward_hook(lambda m, a, y, name=name: watch(name)(m, a)))
-
-    after_ours()
-    y = hs.restyle(model, content, reference)
-    for hook in hooks:
-        hook.remove()
-    assert set(seen) == {"1", "4"}
-    for name, x in seen.items():
-        torch.testing.assert_close(x.mean((2, 3)), wanted[name].mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(x.std((2, 3), correction=0), wanted[name].std(), rtol=1e-3, atol=1e-4)
-    assert y.shape == model(content).shape
-    assert all(torch.equal(a, before[k]) for k, a in model.state_dict().items())
-    assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-def test_a_picture_restyled_by_itself_stays_what_it_was():
-    model, content = net(), torch.randn(2, 3, 12, 12)
-    torch.testing.assert_close(hs.restyle(model, content, content), model(content), rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- choose

@@ -85,17 +85,30 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
         Entry("SPADE", lambda: nn.SPADE(64, 3)),
     ),
     "Pictures and tokens": (
-        Entry("FRN", lambda: nn.FRN(64)),
-        Entry("TLU", lambda: nn.TLU(64), own="an activation"),
+        Entry("FRN", lambda: nn.FRN(64), f"{FORMULA}; timm"),
+        Entry("TLU", lambda: nn.TLU(64), f"{FORMULA}; timm", own="an activation"),
         Entry("PONO", lambda: nn.PONO()),
         Entry(
             "GRN",
             lambda: nn.GRN(64),
-            f"{FORMULA}; diffusers",
+            f"{FORMULA}; diffusers; timm",
             own="compares channels by their length, and does not standardize",
         ),
-        Entry("EvoNormS0", lambda: nn.EvoNormS0(32, 64), own="an activation between measuring and scaling"),
+        Entry(
+            "EvoNormS0",
+            lambda: nn.EvoNormS0(32, 64),
+            f"{FORMULA}; timm",
+            own="an activation between measuring and scaling",
+        ),
+        Entry("EvoNormB0", lambda: nn.EvoNormB0(64), f"{FORMULA}; timm", own="x itself is in the denominator"),
+        Entry("LRN", lambda: nn.LRN(5), "torch.nn.functional.local_response_norm", own="its windows overlap"),
         Entry("PowerNorm", lambda: nn.PowerNorm(64), f"{FORMULA}, five steps", own="its backward is no derivative"),
+        Entry(
+            "OnlineNorm",
+            lambda: nn.OnlineNorm(64),
+            f"{FORMULA}, sample by sample",
+            own="its backward is no derivative",
+        ),
         Entry("ScaleNorm", lambda: nn.ScaleNorm(64)),
         Entry("L2Norm", lambda: nn.L2Norm(), "torch.nn.functional.normalize"),
         Entry("PartialRMSNorm", lambda: nn.PartialRMSNorm(64)),
@@ -125,7 +138,8 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     ),
     "Series and weights": (
         Entry("Reversible", lambda: nn.Reversible()),
-        Entry("WeightStandardization", lambda: nn.WeightStandardization()),
+        Entry("DAIN", lambda: nn.DAIN(64), own="centre and scale mix channels by what is learned"),
+        Entry("WeightStandardization", lambda: nn.WeightStandardization(), f"{FORMULA}; timm"),
         Entry("WeightNorm", lambda: nn.WeightNorm(64), "torch's weight_norm, gradients too"),
         Entry(
             "spectral_weight", lambda: nn.spectral_weight, "singular value decomposition", "a matrix norm, by iteration"
@@ -134,7 +148,7 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     "Without a statistic": (
         Entry("DyT", lambda: nn.DyT(64)),
         Entry("Derf", lambda: nn.Derf(64)),
-        Entry("LayerScale", lambda: nn.LayerScale(64)),
+        Entry("LayerScale", lambda: nn.LayerScale(64), f"{FORMULA}; timm"),
         Entry("ReZero", lambda: nn.ReZero()),
     ),
     "Placements": (
@@ -143,6 +157,16 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
                 f"Residual, {kind}", lambda kind=kind: nn.Residual(abs, nn.LayerNorm(64), kind), own="where a norm is"
             )
             for kind in ("pre", "post", "sandwich", "peri")
+        ),
+        Entry(
+            "Residual, deep (DeepNorm)",
+            lambda: nn.Residual(abs, nn.LayerNorm(64), "deep", branches=24),
+            own="where a norm is",
+        ),
+        Entry(
+            "Residual, sub (Sub-LN)",
+            lambda: nn.Residual((abs, abs), nn.LayerNorm(64), "sub"),
+            own="where a norm is",
         ),
         Entry("Residual, orthogonal", lambda: nn.Residual(abs, nn.LayerNorm(64), orthogonal=True), own="a projection"),
     ),
@@ -177,7 +201,7 @@ def _row(entry: Entry) -> str:
     made = entry.make()
     said = inspect.getdoc(made if inspect.isfunction(made) else type(made)) or ""
     if entry.name.startswith("Residual"):
-        said = _placement(entry.name.split(", ")[1])
+        said = _placement(entry.name.split()[1])
     paper = re.search(r"arXiv:(\d+\.\d+)", said)
     link = f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else ""
     own = f"{entry.oracle}. Own code: {entry.own}" if entry.own else entry.oracle

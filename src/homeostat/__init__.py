@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from homeostat.nn.states import trial as trial
     from homeostat.nn.states import unfreeze as unfreeze
     from homeostat.nn.structured import assert_equivariant as assert_equivariant
+    from homeostat.nn.style import restyle as restyle
+    from homeostat.nn.style import styles as styles
     from homeostat.nn.tools import Coupling as Coupling
     from homeostat.nn.tools import coupling as coupling
     from homeostat.nn.tools import identity_on as identity_on
-    from homeostat.nn.tools import restyle as restyle
-    from homeostat.nn.tools import styles as styles
     from homeostat.norm import Norm as Norm
 
 __version__ = "0.1.0"
@@ -87,8 +87,8 @@ _LAZY = {
     "Coupling": "homeostat.nn.tools",
     "coupling": "homeostat.nn.tools",
     "identity_on": "homeostat.nn.tools",
-    "restyle": "homeostat.nn.tools",
-    "styles": "homeostat.nn.tools",
+    "restyle": "homeostat.nn.style",
+    "styles": "homeostat.nn.style",
     "assert_equivariant": "homeostat.nn.structured",
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from homeostat.arrays import Array, backend_of, to_numpy
+from homeostat.files import write_whole
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -76,7 +77,7 @@ class Moments:
 
         parts = {"count": self.count, "mean": self.mean, "m2": self.m2}
         data = save({name: np.array(to_numpy(part), order="C") for name, part in parts.items()})
-        _write_whole(Path(path), data)
+        write_whole(Path(path), data)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Moments:
@@ -86,18 +87,6 @@ class Moments:
         if set(parts) != {"count", "mean", "m2"}:
             raise ValueError(f"{path} holds {', '.join(sorted(parts))}; saved Moments hold count, mean and m2.")
         return Moments(parts["count"], parts["mean"], parts["m2"])
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}")  # not tempfile's, which nobody else may read
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _check_alike(a: Array, b: Array) -> None:

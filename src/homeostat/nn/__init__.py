@@ -43,11 +43,14 @@ from homeostat.nn.instance import LazyInstanceNorm3d as LazyInstanceNorm3d
 from homeostat.nn.layer import GroupNorm as GroupNorm
 from homeostat.nn.layer import LayerNorm as LayerNorm
 from homeostat.nn.layer import RMSNorm as RMSNorm
+from homeostat.nn.online import OnlineNorm as OnlineNorm
 from homeostat.nn.pictures import FRN as FRN
 from homeostat.nn.pictures import GRN as GRN
 from homeostat.nn.pictures import IBN as IBN
+from homeostat.nn.pictures import LRN as LRN
 from homeostat.nn.pictures import PONO as PONO
 from homeostat.nn.pictures import TLU as TLU
+from homeostat.nn.pictures import EvoNormB0 as EvoNormB0
 from homeostat.nn.pictures import EvoNormS0 as EvoNormS0
 from homeostat.nn.pictures import L2Norm as L2Norm
 from homeostat.nn.pictures import PartialRMSNorm as PartialRMSNorm
@@ -58,6 +61,8 @@ from homeostat.nn.plain import LayerScale as LayerScale
 from homeostat.nn.plain import ReZero as ReZero
 from homeostat.nn.power import PowerNorm as PowerNorm
 from homeostat.nn.residual import Residual as Residual
+from homeostat.nn.residual import initial_gain as initial_gain
+from homeostat.nn.series import DAIN as DAIN
 from homeostat.nn.series import Reversible as Reversible
 from homeostat.nn.structured import ExpertNorm as ExpertNorm
 from homeostat.nn.structured import GemmaRMSNorm as GemmaRMSNorm
@@ -83,9 +88,11 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ConditionalBatchNorm",
+    "DAIN",
     "Derf",
     "DiffGroupNorm",
     "DyT",
+    "EvoNormB0",
     "EvoNormS0",
     "ExpertNorm",
     "FRN",
@@ -105,6 +112,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "L2Norm",
+    "LRN",
     "LayerNorm",
     "LayerScale",
     "LazyBatchNorm1d",
@@ -118,6 +126,7 @@ __all__ = [
     "ModalityNorm",
     "NodeNorm",
     "Norm",
+    "OnlineNorm",
     "OrbitNorm",
     "PONO",
     "PairNorm",
@@ -134,6 +143,7 @@ __all__ = [
     "TLU",
     "WeightNorm",
     "WeightStandardization",
+    "initial_gain",
     "normalize_weight",
     "spectral_weight",
     "standardize_weight",

@@ -6,13 +6,18 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from homeostat import memory
 from homeostat.gains import Learned
+from homeostat.moments import Moments
 from homeostat.nn.batch import BatchNorm2d
 from homeostat.nn.instance import InstanceNorm2d
 from homeostat.norm import Norm
 from homeostat.reading import Reading, measure, normalize
+from homeostat.sources import Running
+from homeostat.trust import Fixed
 
 
 class FRN(Norm):
@@ -88,6 +93,59 @@ class EvoNormS0(nn.Module):
         spread = spread.repeat_interleave(x.shape[1] // self.groups, 1)
         v, w, b = (p.view(-1, *(1,) * (x.dim() - 2)) for p in (self.v, self.weight, self.bias))
         return x * torch.sigmoid(v * x) / spread.view(*spread.shape, *(1,) * (x.dim() - 2)) * w + b
+
+
+class EvoNormB0(Norm):
+    """w x / max(sqrt(var_c + eps), v x + sqrt(var_nc + eps)) + b: over the batch's spread, or the sample's and x.
+
+    var_c runs along and is remembered as in batch norm; var_nc is this sample's, in evaluation too. One measurement
+    serves both: Moments add. Liu et al. 2020, arXiv:2004.02967.
+    """
+
+    num_batches_skipped: Tensor
+    eps: float
+
+    def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5, **kind: Any) -> None:
+        super().__init__("n c ... -> c", Running(momentum), Learned("c"), eps, c=channels, **kind)
+        self.v = nn.Parameter(torch.ones(channels, **kind))
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        assert self.weight is not None
+        assert self.bias is not None
+        m, eps, ones = measure(x, "n c ... -> n c", c=self.sizes["c"]), self.eps, (1,) * (x.dim() - 2)
+        own, shared = ((var + eps).sqrt().to(self.v.dtype) for var in (m.var(), self._shared(m)))
+        v, w, b, shared = (p.view(-1, *ones) for p in (self.v, self.weight, self.bias, shared))
+        return (x / torch.maximum(shared, v * x + own.view(*own.shape, *ones)) * w + b).to(x.dtype)
+
+    def _shared(self, m: Moments) -> Tensor:
+        """The batch's variance, which is remembered; or, in evaluation, what was."""
+        state: dict[str, Any] = {name: self._buffers[name] for name in self.source.names}
+        trust: Any = self.source.trust(memory.recall(state, self.source.writes(self.training)), self.training)
+        if isinstance(trust, Fixed):
+            return trust.var  # type: ignore[no-any-return]
+        whole = m.over((0,))
+        whole = Moments(whole.count[0], whole.mean[0], whole.m2[0])
+        memory.remember(self.source, state, self.num_batches_skipped, whole, type(self).__name__)
+        var: Tensor = whole.var()
+        return var
+
+
+class LRN(nn.Module):
+    """x / (k + a mean of x^2 over the `size` channels around each)^b: local response norm, torch's a.
+
+    Windows overlap, so no frame has them as groups; beyond the first and the last channel there are zeros. The paper's
+    a is torch's divided by `size`. Krizhevsky et al. 2012.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        square = F.pad(wide.square(), (0, 0) * (x.dim() - 2) + (self.size // 2, (self.size - 1) // 2))
+        around = square.unfold(1, self.size, 1).mean(-1)
+        return (wide / (self.k + self.alpha * around) ** self.beta).to(x.dtype)
 
 
 class ScaleNorm(Norm):

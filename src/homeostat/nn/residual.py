@@ -2,8 +2,13 @@
 
     pre        x + s f(N(x))
     post       N(x + s f(x))
+    deep       N(n^(1/4) x + s f(x)), n the branches of the network. Wang et al. 2022, arXiv:2203.00555.
     sandwich   x + s N'(f(N(x)))          one norm before the branch, another after it
     peri       x + s N'(f(N(x)))          the same block, in a network that also norms its embedding and its output
+    sub        x + s out(N'(inner(N(x)))), f = (inner, out). Wang et al. 2022, arXiv:2210.06423.
+
+A network of L layers has n = 2 L branches, attention and feed-forward; a decoder that reads an encoder has 3 L. Of sub,
+`out` is the last linear map of the branch: what it is given must be reached, so the branch comes in two parts.
 
 With `orthogonal=True` the branch adds only what is not there: of its update u, per token and after centring both, the
 component along the stream x is taken out, u - x (x.u) / (x.x).
@@ -12,48 +17,81 @@ component along the stream x is taken out, u - x (x.u) / (x.x).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PLACEMENTS = ("pre", "post", "sandwich", "peri")
+PLACEMENTS = ("pre", "post", "deep", "sandwich", "peri", "sub")
+AFTER = ("post", "deep")  # the norm stands on the stream
+TWICE = ("sandwich", "peri", "sub")  # another norm stands after f, or within it
+
+Branch = nn.Module | Callable[..., Tensor]
 
 
 class Residual(nn.Module):
     """x + s f(N(x)) and its siblings; `scale` is a number, or a module such as LayerScale(d) or ReZero().
 
-    `norm` is a norm, copied where the placement needs more than one; extra arguments of a call go to the branch.
+    `norm` is a norm, copied where the placement needs two, or a pair of them; extra arguments of a call go to the
+    branch. `branches` is for "deep" alone.
     """
 
     def __init__(
         self,
-        f: nn.Module | Callable[..., Tensor],
-        norm: nn.Module,
+        f: Branch | tuple[Branch, Branch],
+        norm: nn.Module | tuple[nn.Module, nn.Module],
         placement: str = "pre",
         scale: float | nn.Module = 1.0,
         orthogonal: bool = False,
+        branches: int | None = None,
     ) -> None:
         super().__init__()
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement={placement!r} is none of {', '.join(PLACEMENTS)}.")
-        self.f, self.norm = f, norm
+        _check(f, norm, placement, branches)
+        pair = norm if isinstance(norm, tuple) else (norm, copy.deepcopy(norm) if placement in TWICE else None)
+        self.f, self.out = f if isinstance(f, tuple) else (f, None)  # type: ignore[var-annotated]
+        self.norm, self.after = pair
         self.placement, self.orthogonal = placement, orthogonal
-        self.after = copy.deepcopy(norm) if placement in ("sandwich", "peri") else None
         self.scale: Any = scale
+        self.stream = 1.0 if branches is None else branches**0.25
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        u = self.f(x if self.placement == "post" else self.norm(x), *args, **kwargs)
+        u = self.f(x if self.placement in AFTER else self.norm(x), *args, **kwargs)
         u = u if self.after is None else self.after(u)
+        u = u if self.out is None else self.out(u)
         u = orthogonal_to(u, x) if self.orthogonal else u
         u = self.scale(u) if callable(self.scale) else u if self.scale == 1 else u * self.scale
-        total: Tensor = x + u
-        return self.norm(total) if self.placement == "post" else total
+        total: Tensor = (x if self.stream == 1 else x * self.stream) + u
+        return self.norm(total) if self.placement in AFTER else total
 
     def extra_repr(self) -> str:
+        stream = "" if self.stream == 1 else f", stream={self.stream:.4g}"
         scale = "" if callable(self.scale) or self.scale == 1 else f", scale={self.scale}"
-        return f'placement="{self.placement}"{scale}{", orthogonal=True" if self.orthogonal else ""}'
+        return f'placement="{self.placement}"{stream}{scale}{", orthogonal=True" if self.orthogonal else ""}'
+
+
+def initial_gain(placement: str, branches: int) -> float:
+    """What the branch's weights begin with, beside Xavier's: (4 n)^(-1/4) for deep, sqrt(log n) for sub, else 1.
+
+    For the values, the output and the feed-forward layers; queries and keys begin with 1.
+
+    torch.nn.init.xavier_normal_(layer.weight, gain=initial_gain("deep", branches=48))
+    """
+    if placement == "deep":
+        return math.pow(4 * branches, -0.25)
+    return math.sqrt(math.log(branches)) if placement == "sub" else 1.0
+
+
+def _check(f: Any, norm: Any, placement: str, branches: int | None) -> None:
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement={placement!r} is none of {', '.join(PLACEMENTS)}.")
+    if isinstance(f, tuple) != (placement == "sub"):
+        raise ValueError(f'"{placement}": f is a pair (inner, out) for "sub", and one branch for every other.')
+    if isinstance(norm, tuple) and placement not in TWICE:
+        raise ValueError(f'"{placement}" has one norm; a pair is for {", ".join(TWICE)}.')
+    if (branches is None) == (placement == "deep"):
+        raise ValueError(f'"{placement}", branches={branches}: "deep" needs them, two per layer; no other takes any.')
 
 
 def orthogonal_to(u: Tensor, x: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Reversible: normalize a series, forecast, and put back by the very same centre and scale what was taken away.
+"""Norms of series x [n, t, c], whose level and scale are their own: taken away and put back, or taken as learned.
 
 norm = Reversible(channels)
-y, reading = norm(x)                       x [n, t, c], each channel of each series by itself
-forecast = norm.inverse(model(y), reading)
+y, reading = norm(x)                       each channel of each series by itself
+forecast = norm.inverse(model(y), reading) by the very same centre and scale
+
+y = DAIN(channels)(x)                      centre, scale and gate, each learned of what was measured
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.reading import Reading, normalize
+from homeostat.affine import Affine
+from homeostat.reading import Reading, measure, normalize
 
 
 class Reversible(nn.Module):
@@ -43,3 +46,33 @@ class Reversible(nn.Module):
             y = (y - self.bias) / self.weight
         x: Tensor = reading.inverse(y)
         return x
+
+
+class DAIN(nn.Module):
+    """z sigmoid(V mean z + d), z = (x - a) / s, a = A mean x, s = S sqrt(mean (x - a)^2 + eps), means over time.
+
+    A and S are learned matrices that begin at 1, where z is x standardized; they want a smaller learning rate than the
+    network. An s that is not above eps becomes 1. One measurement serves all three steps: mean (x - a)^2 is
+    var + (mean - a)^2, and mean z is (mean - a) / s. Passalis et al. 2019, arXiv:1902.07892.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-8, **kind: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shift = nn.Linear(channels, channels, bias=False, **kind)
+        self.scale = nn.Linear(channels, channels, bias=False, **kind)
+        self.gate = nn.Linear(channels, channels, **kind)
+        nn.init.eye_(self.shift.weight)
+        nn.init.eye_(self.scale.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = measure(x, "n t c -> n c")
+        learned = (self.shift.weight, self.scale.weight, self.gate.weight, self.gate.bias)
+        shift, scale, gate, d = (p.to(m.mean.dtype) for p in learned)
+        a = m.mean @ shift.T
+        left = m.mean - a
+        s = (m.var() + left**2 + self.eps).sqrt() @ scale.T
+        s = torch.where(s > self.eps, s, 1.0)
+        rate = torch.sigmoid(left / s @ gate.T + d) / s
+        y: Tensor = Affine(a[:, None], rate[:, None])(x.to(a.dtype)).to(x.dtype)
+        return y

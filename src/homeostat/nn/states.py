@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from homeostat.nn.online import OnlineNorm
 from homeostat.nn.power import PowerNorm
 from homeostat.nn.preset import Preset
 from homeostat.norm import Norm
 from homeostat.sources import Frozen
 
 M = TypeVar("M", bound=nn.Module)
+OWN = PowerNorm | OnlineNorm  # layers that have memory and no source
 
 
 def freeze(model: M) -> M:
@@ -52,7 +54,7 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
     held = [
         (module, name, None if is_lazy(buffer) else buffer.clone())
         for module in model.modules()
-        if isinstance(module, Norm | _NormBase | PowerNorm)
+        if isinstance(module, Norm | _NormBase | OWN)
         for name, buffer in module.named_buffers(recurse=False)
     ]
     try:
@@ -64,10 +66,9 @@ def trial(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _hold(model: nn.Module, frozen: bool) -> None:
-    """Layers that have memory and no source."""
     check_module(model, "freeze" if frozen else "unfreeze")
     for module in model.modules():
-        if isinstance(module, PowerNorm):
+        if isinstance(module, OWN):
             module.frozen = frozen
 
 

@@ -1,12 +1,11 @@
-"""Tools on layers and networks: which gradients touch which outputs, gains that change nothing, styles replayed."""
+"""Tools on layers: which gradients touch which outputs, gains that change nothing."""
 
 from __future__ import annotations
 
 import copy
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -17,20 +16,9 @@ from torch import Tensor, nn
 from homeostat import ops
 from homeostat.gains import Learned
 from homeostat.kernels.reference import Job
-from homeostat.moments import Moments
-from homeostat.nn.states import trial
-from homeostat.norm import Norm
 from homeostat.plan import plan_for
-from homeostat.reading import Reading, measure, normalize
+from homeostat.reading import measure
 from homeostat.sources import Batch, Frozen, Renorm, Running
-
-
-def _of_pictures(module: nn.Module) -> bool:
-    """Is it a norm whose second axis is the channels?"""
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
-        return True
-    return isinstance(module, Norm) and module.frame.axes[1:2] in (("c",), (("g", "c"),))
-
 
 # ---------------------------------------------------------------- coupling
 
@@ -172,60 +160,3 @@ def _line(sums: list[tuple[Tensor, ...]], bias: bool) -> tuple[Tensor, Tensor]:
     spread = yy - my * my
     w = torch.where(spread > 0, (yt - my * mt) / spread.clamp_min(1e-300), torch.ones_like(my))
     return w, mt - w * my
-
-
-# ---------------------------------------------------------------- styles
-
-
-def restyle(net: nn.Module, content: Tensor, reference: Tensor | dict[str, Moments]) -> Any:
-    """What a network makes of `content` when, before each of its norms, every channel has the mean and spread it had on
-    `reference`: a picture, or what `styles(net, picture)` recorded. The network is left as it was.
-    """
-    moments = reference if isinstance(reference, dict) else styles(net, reference)
-
-    def put_on(name: str, x: Tensor) -> Tensor:
-        y, _ = _per_channel(x)
-        m = moments[name]
-        shape = (-1, m.mean.shape[1], *(1,) * (x.dim() - 2))
-        spread, center = m.std().view(shape), m.mean.view(shape)
-        styled: Tensor = (y.double() * spread + center).to(x.dtype)
-        return styled
-
-    with _at_norms(net, put_on), trial(net):
-        return net(content)
-
-
-def styles(net: nn.Module, picture: Tensor) -> dict[str, Moments]:
-    """The Moments of every channel of every sample before each batch, instance or group norm of a network."""
-    found: dict[str, Moments] = {}
-
-    def record(name: str, x: Tensor) -> Tensor:
-        found[name] = _per_channel(x)[1].moments
-        return x
-
-    with _at_norms(net, record), trial(net), torch.no_grad():
-        net(picture)
-    return found
-
-
-def _per_channel(x: Tensor) -> tuple[Tensor, Reading]:
-    found: tuple[Tensor, Reading] = normalize(x, "n c ... -> n c", eps="auto", return_reading=True)
-    return found
-
-
-@contextmanager
-def _at_norms(net: nn.Module, f: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """f(name, x) in place of the input x of every norm of pictures."""
-    hooks = []
-    for name, module in net.named_modules():
-        if _of_pictures(module):
-
-            def before(_: Any, args: tuple[Any, ...], name: str = name) -> Any:
-                return (f(name, args[0]), *args[1:]) if args[0].dim() > 2 else None
-
-            hooks.append(module.register_forward_pre_hook(before))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
