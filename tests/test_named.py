@@ -685,3 +685,25 @@ def test_graphs_may_come_from_given():
     norm, x = H.GraphNorm(6), nodes()
     with hs.given(batch=GRAPH):
         torch.testing.assert_close(norm(x), norm(x, GRAPH))
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (H.DyT(6), (5, 6)),
+        (H.Derf(6), (5, 6)),
+        (H.LayerScale(6), (5, 6)),
+        (H.ReZero(), (5, 6)),
+        (H.TLU(6), (2, 6, 4, 4)),
+        (H.GRN(6), (2, 4, 4, 6)),
+        (H.EvoNormS0(2, 6), (2, 6, 4, 4)),
+        (H.EvoNormB0(6), (2, 6, 4, 4)),
+        (H.HeadScale(6), (2, 6, 4, 8)),
+    ],
+    ids=lambda item: type(item).__name__ if isinstance(item, torch.nn.Module) else "",
+)
+def test_members_with_arithmetic_of_their_own_keep_the_dtype_of_their_input(norm, shape):
+    x = torch.randn(shape)
+    half = norm(x.bfloat16())
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.float(), norm(x.bfloat16().float()), rtol=2e-2, atol=2e-2)

@@ -38,7 +38,7 @@ class TLU(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.maximum(x, self.threshold.view(-1, *(1,) * (x.dim() - 2)))
+        return torch.maximum(x, self.threshold.view(-1, *(1,) * (x.dim() - 2))).to(x.dtype)
 
 
 class PONO(nn.Module):
@@ -73,7 +73,7 @@ class GRN(nn.Module):
         length = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)  # a dead channel has no gradient, not NaN
         ratio: Tensor = (length / (length.mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         ratio = ratio.view(len(x), *(1,) * (x.dim() - 2), -1)
-        return x + self.weight * (x * ratio) + self.bias
+        return (x + self.weight * (x * ratio) + self.bias).to(x.dtype)
 
 
 class EvoNormS0(nn.Module):
@@ -92,7 +92,8 @@ class EvoNormS0(nn.Module):
         spread: Tensor = (measure(x, "n (g c) ... -> n g", g=self.groups).var() + self.eps).sqrt().to(x.dtype)
         spread = spread.repeat_interleave(x.shape[1] // self.groups, 1)
         v, w, b = (p.view(-1, *(1,) * (x.dim() - 2)) for p in (self.v, self.weight, self.bias))
-        return x * torch.sigmoid(v * x) / spread.view(*spread.shape, *(1,) * (x.dim() - 2)) * w + b
+        y: Tensor = x * torch.sigmoid(v * x) / spread.view(*spread.shape, *(1,) * (x.dim() - 2)) * w + b
+        return y.to(x.dtype)
 
 
 class EvoNormB0(Norm):

@@ -15,7 +15,7 @@ class DyT(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.alpha * x) * self.weight + self.bias
+        return (torch.tanh(self.alpha * x) * self.weight + self.bias).to(x.dtype)
 
 
 class Derf(nn.Module):
@@ -27,7 +27,7 @@ class Derf(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.erf(self.alpha * x + self.shift) * self.weight + self.bias
+        return (torch.erf(self.alpha * x + self.shift) * self.weight + self.bias).to(x.dtype)
 
 
 class LayerScale(nn.Module):
@@ -38,7 +38,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((d,), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        return (x * self.weight).to(x.dtype)
 
 
 class ReZero(nn.Module):
@@ -49,4 +49,4 @@ class ReZero(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        return (x * self.weight).to(x.dtype)

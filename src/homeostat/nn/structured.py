@@ -49,7 +49,7 @@ class HeadScale(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None]
+        return (x * self.weight[:, None, None]).to(x.dtype)
 
 
 class _Blocks(Norm):
