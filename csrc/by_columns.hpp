@@ -111,8 +111,9 @@ template <bool STREAM, class T> void columns_apply(const Sheet<T> &sheet, const 
             sheet.point(y, begin, tile.n, to);
             i64 r = 0;
             for (; r + ABREAST <= tile.n; r += ABREAST)
-                rows_apply<STREAM, ABREAST>(tile.rows + r, to + r, tile.width, hi, s, t, tile.where);
-            for (; r < tile.n; ++r) rows_apply<STREAM, 1>(tile.rows + r, to + r, tile.width, hi, s, t, tile.where);
+                rows_apply<STREAM, ABREAST>(tile.rows + r, to + r, tile.next(r, ABREAST), tile.width, hi, s, t,
+                                            tile.where);
+            for (; r < tile.n; ++r) rows_apply<STREAM, 1>(tile.rows + r, to + r, 0, tile.width, hi, s, t, tile.where);
         });
     });
 }
@@ -230,8 +231,9 @@ void columns_descend(const Sheet<T> &sheet, const Backward &f, const Slope *slop
         sheet.tiles(x, some, true, [&](const Tile<T> &tile, i64 begin) {
             sheet.point(dy, begin, tile.n, from), sheet.point(dx, begin, tile.n, to);
             i64 i = 0;
-            for (; i + 2 <= tile.n; i += 2) rows_slope<STREAM, 2>(tile, i, from + i, to + i, hi, p, q, r);
-            for (; i < tile.n; ++i) rows_slope<STREAM, 1>(tile, i, from + i, to + i, hi, p, q, r);
+            for (; i + 2 <= tile.n; i += 2)
+                rows_slope<STREAM, 2>(tile, i, tile.next(i, 2), from + i, to + i, hi, p, q, r);
+            for (; i < tile.n; ++i) rows_slope<STREAM, 1>(tile, i, 0, from + i, to + i, hi, p, q, r);
         });
     });
 }

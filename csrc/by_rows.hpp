@@ -30,6 +30,7 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     const T *const x = static_cast<const T *>(f.other ? f.sum : f.x);
     T *const y = static_cast<T *>(f.y);
     const int threads = threads_for(call);
+    const i64 next = ahead_of<T>(n, true);
     const bool one_gain = !call.at.ga && !call.at.gc; // of all rows
     const auto look = [&](i64 i, Part p, Look &seen) {
         const i64 at = i * n + p.begin;
@@ -47,10 +48,10 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
         const i64 at = i * n + p.begin, k = rows.gain(i) + p.begin;
         const auto go = f.bias ? row_apply<STREAM, true, T> : row_apply<STREAM, false, T>;
         if (f.weight || f.bias)
-            go(x + at, y + at, p.end - p.begin, f.stats[i], f.weight ? f.weight + k : nullptr,
+            go(x + at, x + at + next, y + at, p.end - p.begin, f.stats[i], f.weight ? f.weight + k : nullptr,
                f.bias ? f.bias + k : nullptr, call.where != nullptr);
         else
-            run_apply<STREAM>(x + at, y + at, p.end - p.begin, f.stats[i].hi, f.stats[i].rate,
+            run_apply<STREAM>(x + at, x + at + next, y + at, p.end - p.begin, f.stats[i].hi, f.stats[i].rate,
                               -f.stats[i].shift * f.stats[i].rate, call.where != nullptr);
     };
     if (!rows.few(threads))
@@ -59,7 +60,7 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
             i64 i = mine.begin;
             for (; rows.pack(f) && i + PACK <= mine.end; i += PACK) {
                 settle_pack(call, f, x + i * n, n, i);
-                if (y && one_gain)
+                if (y && one_gain && !STREAM) // past the cache, one row after the other is quicker
                     pack_apply<STREAM>(x + i * n, y + i * n, n, f.stats + i, f.weight, f.bias);
                 else
                     for (int k = 0; k < PACK; ++k) apply(i + k, {0, n});
@@ -91,45 +92,52 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
 template <bool STREAM, int ROWS, class T> struct Descent {
     const T *x, *dy, *also; // also: what comes to dx from elsewhere, or null
     T *dx;
-    i64 step; // from one of these rows to the next
+    i64 step, next; // from one of these rows to the next; to those that come after
     const float *w;
     const Slope *s;
     const float *off; // of each row: xhat = u rate + off
-    float *dw, *db;
+    float *dw, *db; // in the order of T's vectors
     const float *m[ROWS]; // weights, or null
     float each[ROWS];
     bool weighed;
 
-    INLINE void at(i64 i, i64 k, bool whole) const {
-        const auto get = [&](const auto *p) { return whole ? load(p) : load(p, k); };
-        const vf g = w ? get(w + i) : all(1.f);
-        vf a = dw ? get(dw + i) : vf{}, b = db ? get(db + i) : vf{};
+    template <int N> INLINE void at(i64 i, i64 k) const {
+        vf g[N], a[N]{}, b[N]{}, d[N], here[N], M[N], more[N];
+        for (vf &of : g) of = all(1.f);
+        if (w) beside<T>(w + i, k, g);
+        if (dw) takes(dw + i, k, a);
+        if (db) takes(db + i, k, b);
         for (int row = 0; row < ROWS; ++row) {
             const i64 o = row * step + i;
-            vf d = get(dy + o), v = get(x + o), u = v - all(s[row].hi), pull;
-            if (weighed) {
-                const vf M = m[row] ? get(m[row] + i) : all(each[row]);
-                d = (vf)((vi)d & (vi)((v - v) == 0.f)), u = finite(v) - all(s[row].hi);
-                pull = M * (only(M, u) * all(s[row].q) + all(s[row].r));
-            } else
-                pull = u * all(s[row].q) + all(s[row].r);
-            a += d * (u * all(s[row].rate) + all(off[row]));
-            b += d;
-            vf down = (d * g) * all(s[row].rate) + pull;
-            if (weighed) down = (vf)((vi)down & (vi)((v - v) == 0.f));
-            if (also) down += get(also + o);
-            if (whole)
-                put<STREAM>(dx + o, down);
-            else
-                store(dx + o, down, k);
+            fetch<N * LANES>(x + o - i + next, i), fetch<N * LANES>(dy + o - i + next, i);
+            takes(dy + o, k, d), takes(x + o, k, here);
+            if (weighed && m[row]) beside<T>(m[row] + i, k, M);
+            if (also) takes(also + o, k, more);
+            for (int j = 0; j < N; ++j) {
+                vf u = here[j] - all(s[row].hi), pull;
+                const vi number = (vi)((here[j] - here[j]) == 0.f);
+                if (weighed) {
+                    if (!m[row]) M[j] = all(each[row]);
+                    d[j] = (vf)((vi)d[j] & number), u = finite(here[j]) - all(s[row].hi);
+                    pull = M[j] * (only(M[j], u) * all(s[row].q) + all(s[row].r));
+                } else
+                    pull = u * all(s[row].q) + all(s[row].r);
+                a[j] += d[j] * (u * all(s[row].rate) + all(off[row]));
+                b[j] += d[j];
+                d[j] = (d[j] * g[j]) * all(s[row].rate) + pull;
+                if (weighed) d[j] = (vf)((vi)d[j] & number);
+                if (also) d[j] += more[j];
+            }
+            gives<STREAM>(dx + o, d, k);
         }
-        if (dw) whole ? store(dw + i, a) : store(dw + i, a, k);
-        if (db) whole ? store(db + i, b) : store(db + i, b, k);
+        if (dw) gives<false>(dw + i, a, k);
+        if (db) gives<false>(db + i, b, k);
     }
     INLINE void go(i64 n) const {
         i64 i = 0;
-        for (; i + LANES <= n; i += LANES) at(i, LANES, true);
-        if (i < n) at(i, n - i, false);
+        for (; sizeof(T) < 4 && i + 2 * LANES <= n; i += 2 * LANES) at<2>(i, LANES); // two floats want too many registers
+        for (; i + LANES <= n; i += LANES) at<1>(i, LANES);
+        if (i < n) at<1>(i, n - i);
     }
 };
 
@@ -142,12 +150,13 @@ template <bool STREAM, class T> struct RowsBackward {
     const T *x = static_cast<const T *>(f.x), *dy = static_cast<const T *>(f.dy),
             *also = static_cast<const T *>(f.dsum);
     T *dx = static_cast<T *>(f.dx);
+    const T *to = STREAM ? x : dx; // what will be written through the cache
 
     void pull(i64 i, Part p, double &s1, double &s2) const {
         if (f.stats[i].share == 0.f) return;
         const i64 at = i * n + p.begin;
         const float *const w = f.weight ? f.weight + rows.gain(i) + p.begin : nullptr;
-        run_pull(x + at, dy + at, w, p.end - p.begin, 1, 0, f.stats[i].hi, call.where != nullptr, s1, s2);
+        run_pull(x + at, dy + at, to + at, w, p.end - p.begin, 1, 0, f.stats[i].hi, call.where != nullptr, s1, s2);
     }
     Slope slope_of(i64 i, double s1, double s2) const {
         const Stat &q = f.stats[i];
@@ -158,7 +167,8 @@ template <bool STREAM, class T> struct RowsBackward {
         const i64 at = i * n + p.begin;
         float off[ROWS];
         for (int k = 0; k < ROWS; ++k) off[k] = -f.stats[i + k * apart].shift * f.stats[i + k * apart].rate;
-        Descent<STREAM, ROWS, T> d{x + at, dy + at, also ? also + at : nullptr, dx + at, apart * n,
+        const i64 next = apart > 1 && l.C > 1 ? n : ROWS * n;
+        Descent<STREAM, ROWS, T> d{x + at, dy + at, also ? also + at : nullptr, dx + at, apart * n, next,
                                    f.weight ? f.weight + rows.gain(i) + p.begin : nullptr, s, off, pw, pb, {}, {},
                                    call.where != nullptr};
         for (int k = 0; k < ROWS; ++k) {
@@ -170,19 +180,23 @@ template <bool STREAM, class T> struct RowsBackward {
     template <int ROWS> void both(i64 i, i64 apart, float *pw, float *pb) const {
         Slope s[ROWS];
         double s1[ROWS]{}, s2[ROWS]{};
-        if (ROWS == PACK && packs(call, n)) {
+        if (ROWS == PACK) {
             float hi[ROWS];
             for (int k = 0; k < ROWS; ++k) hi[k] = f.stats[i + k * apart].hi;
-            pack_pull(x + i * n, dy + i * n, f.weight ? f.weight + rows.gain(i) : nullptr, n, apart * n, hi, s1, s2);
+            const float *const w = f.weight ? f.weight + rows.gain(i) : nullptr;
+            pack_pull(x + i * n, dy + i * n, to + i * n, w, n, apart * n, hi, s1, s2);
         } else
             for (int k = 0; k < ROWS; ++k) pull(i + k * apart, {0, n}, s1[k], s2[k]);
         for (int k = 0; k < ROWS; ++k) s[k] = slope_of(i + k * apart, s1[k], s2[k]);
         descend<ROWS>(i, apart, {0, n}, s, pw, pb);
     }
 
-    // Rows that share a gain go four at a time: those of neighbouring a where all a share it, else those of one a.
+    // Rows that share a gain go PACK at a time, long ones two: more would push each other out of the first cache. Those
+    // of neighbouring a where all a share it, else those of one a.
     void all_rows(int threads) const {
-        constexpr i64 TOGETHER = PACK, FLUSH = 256; // rows summed in float before the sum goes to double
+        constexpr i64 FLUSH = 256; // rows summed in float before the sum goes to double
+        const bool packed = packs(call, n);
+        const i64 together = packed ? PACK : 2;
         const i64 lines = l.gc ? l.C : 1, width = lines * n; // of the gain, for one a
         const bool learns = f.dweight || f.dbias, own = l.ga != 0;
         vector<double> total(std::size_t(learns ? 2 * width * (own ? l.A : threads) : 0));
@@ -193,21 +207,23 @@ template <bool STREAM, class T> struct RowsBackward {
             const auto line = [&](float *p, i64 c) { return p && l.gc ? p + c * n : p; };
             const auto flush = [&](i64 table) {
                 double *const sum = total.data() + 2 * width * table;
+                for (i64 j = 0; pw && j < width; j += n) as_memory<T>(pw + j, n);
+                for (i64 j = 0; pb && j < width; j += n) as_memory<T>(pb + j, n);
                 for (i64 j = 0; pw && j < width; ++j) sum[j] += pw[j], pw[j] = 0;
                 for (i64 j = 0; pb && j < width; ++j) sum[width + j] += pb[j], pb[j] = 0;
             };
-            const i64 over_a = own ? 1 : TOGETHER, over_c = own && !l.gc ? TOGETHER : 1;
+            const i64 over_a = own ? 1 : together, over_c = own && !l.gc ? together : 1;
             i64 since = 0;
             for (i64 a = mine.begin; a < mine.end;) {
                 const i64 many = a + over_a <= mine.end ? over_a : 1;
                 for (i64 c = 0; c < l.C;) {
                     const i64 abreast = c + over_c <= l.C ? over_c : 1, i = a * l.C + c;
-                    if (many > 1)
-                        both<TOGETHER>(i, l.C, line(pw, c), line(pb, c));
-                    else if (abreast > 1)
-                        both<TOGETHER>(i, 1, line(pw, c), line(pb, c));
-                    else
+                    if (many == 1 && abreast == 1)
                         both<1>(i, 1, line(pw, c), line(pb, c));
+                    else if (packed)
+                        both<PACK>(i, many > 1 ? l.C : 1, line(pw, c), line(pb, c));
+                    else
+                        both<2>(i, many > 1 ? l.C : 1, line(pw, c), line(pb, c));
                     c += abreast;
                     if (over_c > 1 && (since += abreast) >= FLUSH) flush(a), since = 0;
                 }
@@ -248,6 +264,10 @@ template <bool STREAM, class T> struct RowsBackward {
                 const i64 k = rows.gain(i) + p.begin;
                 descend<1>(i, 1, p, &s, f.dweight ? f.dweight + k : nullptr, f.dbias ? f.dbias + k : nullptr);
             }
+            for (i64 a = 0; a < (l.ga ? l.A : 1); ++a)
+                for (i64 c = 0; c < (l.gc ? l.C : 1); ++c)
+                    for (float *of_gain : {f.dweight, f.dbias})
+                        if (of_gain) as_memory<T>(of_gain + a * l.ga + c * l.gc + p.begin, p.end - p.begin);
             settle();
         });
     }

@@ -58,13 +58,14 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
     const T *const x = static_cast<const T *>(f.x);
     T *const y = static_cast<T *>(f.y);
     const bool fixed = call.trust == Trust::fixed;
+    const i64 next = ahead_of<T>(length, l.B == 1);
     const auto apply = [&](Runs::Place place, i64 begin, i64 end) {
         const i64 segment = runs.segment(place.a, place.b, place.c);
         const Stat q = f.stats[runs.group(place)];
         runs.each_run(begin, end, [&](i64 p, i64 from, i64 to) {
             const i64 k = runs.gain(place, p), at = segment * length + from;
             const float s = (f.weight ? f.weight[k] : 1.f) * q.rate, t = (f.bias ? f.bias[k] : 0.f) - q.shift * s;
-            run_apply<STREAM>(x + at, y + at, to - from, q.hi, s, t, call.where != nullptr);
+            run_apply<STREAM>(x + at, x + at + next, y + at, to - from, q.hi, s, t, call.where != nullptr);
         });
     };
     const int threads = threads_for(call);
@@ -114,6 +115,8 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const i64 groups = l.groups(), length = runs.length;
     const T *const x = static_cast<const T *>(f.x), *const dy = static_cast<const T *>(f.dy);
     T *const dx = static_cast<T *>(f.dx);
+    const T *const to = STREAM || !dx ? x : dx; // what will be written through the cache
+    const i64 next = ahead_of<T>(length, l.B == 1);
     const int threads = threads_for(call);
     const bool whole = runs.whole(threads);
     // Sums over every strand of dy and of dy (x - hi), from which come both the group's pull and the gain's gradient.
@@ -127,14 +130,14 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const auto look = [&](i64 strand, Runs::Place s, i64 p) {
         const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;
         double *const out = pull.data() + (strand * l.P + p) * 2;
-        run_pull(x + at, dy + at, nullptr, l.S, abreast, l.C * length, f.stats[runs.group(s)].hi,
+        run_pull(x + at, dy + at, to + at, nullptr, l.S, abreast, l.C * length, f.stats[runs.group(s)].hi,
                  call.where != nullptr, out[0], out[1]);
     };
     const auto look_pack = [&](i64 run, i64 g, i64 p) { // the same of PACK runs from run p of group g on
         float hi[PACK];
         double s1[PACK], s2[PACK];
         for (i64 k = 0; k < PACK; ++k) hi[k] = f.stats[g + (p + k) / l.P].hi;
-        pack_pull(x + run * l.S, dy + run * l.S, nullptr, l.S, l.S, hi, s1, s2);
+        pack_pull(x + run * l.S, dy + run * l.S, to + run * l.S, nullptr, l.S, l.S, hi, s1, s2);
         for (i64 k = 0; k < PACK; ++k) pull[std::size_t(2 * (run + k))] = s1[k], pull[std::size_t(2 * (run + k) + 1)] = s2[k];
     };
     // Add what one strand's segment pulls: sums of gain dy and of gain dy xhat.
@@ -149,7 +152,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const auto descend = [&](Runs::Place place, i64 p, const Slope &s) {
         const i64 at = runs.segment(place.a, place.b, place.c) * length + p * l.S;
         const float gain = f.weight ? f.weight[runs.gain(place, p)] : 1.f, *const w = runs.weights(place, p);
-        run_descend<STREAM>(x + at, dy + at, dx + at, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
+        run_descend<STREAM>(x + at, dy + at, dx + at, next, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
                             l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
     };
     if (whole)

@@ -69,10 +69,11 @@ template <class T> INLINE void run_spread(const T *x, i64 n, i64 count, i64 step
             const i64 end = std::min(begin + BLOCK, n);
             i64 i = begin;
             for (; i + 4 * LANES <= end; i += 4 * LANES) {
-                const vf u = load(x + i) - M, v = load(x + i + LANES) - M;
-                const vf w = load(x + i + 2 * LANES) - M, z = load(x + i + 3 * LANES) - M;
-                a += u, b += v, c += w, d += z;
-                e += u * u, f += v * v, g += w * w, h += z * z;
+                vf u[4];
+                loads(x + i, u);
+                for (vf &of : u) of -= M;
+                a += u[0], b += u[1], c += u[2], d += u[3];
+                e += u[0] * u[0], f += u[1] * u[1], g += u[2] * u[2], h += u[3] * u[3];
             }
             for (; i + LANES <= end; i += LANES) {
                 const vf u = load(x + i) - M;
@@ -147,20 +148,23 @@ INLINE void run_look(const T *x, i64 n, bool center, const float *w, float each,
 constexpr int PACK = 4;
 constexpr i64 SHORT = 32 * LANES; // elements of the longest: as many per lane as a longer run's sums take in
 
-// f(i, k): the next k elements from i on, whole vectors first
+// f(i, vectors, k): the next k elements from i on; two whole vectors, one, and the rest of one
 template <class F> INLINE void by_vectors(i64 n, const F &f) {
     i64 i = 0;
-    for (; i + LANES <= n; i += LANES) f(i, i64(LANES));
-    if (i < n) f(i, n - i);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) f(i, Vectors<2>{}, i64(LANES));
+    for (; i + LANES <= n; i += LANES) f(i, Vectors<1>{}, i64(LANES));
+    if (i < n) f(i, Vectors<1>{}, n - i);
 }
 
 // run_spread of PACK rows of n, one after the other
 template <class T> INLINE void pack_spread(const T *x, i64 n, const float *m, double *s1, double *s2) {
     vf a[PACK]{}, e[PACK]{};
-    by_vectors(n, [&](i64 i, i64 k) {
+    by_vectors(n, [&](i64 i, auto vectors, i64 k) {
+        constexpr int N = vectors.count;
         for (int r = 0; r < PACK; ++r) {
-            const vf v = take(x + r * n + i, k) - all(m[r]), u = k == LANES ? v : keep(v, k);
-            a[r] += u, e[r] += u * u;
+            vf u[N];
+            takes(x + r * n + i, k, u);
+            for (vf &of : u) of -= all(m[r]), of = k == LANES ? of : keep(of, k), a[r] += of, e[r] += of * of;
         }
     });
     for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
@@ -171,12 +175,20 @@ template <bool STREAM, class T>
 INLINE void pack_apply(const T *x, T *y, i64 n, const Stat *q, const float *w, const float *b) {
     vf shift[PACK]; // y = ((x - hi) rate + shift) w + b
     for (int r = 0; r < PACK; ++r) shift[r] = all(-q[r].shift * q[r].rate);
-    by_vectors(n, [&](i64 i, i64 k) {
-        const vf g = w ? take(w + i, k) : all(1.f), o = b ? take(b + i, k) : vf{};
+    by_vectors(n, [&](i64 i, auto vectors, i64 k) {
+        constexpr int N = vectors.count;
+        vf g[N], o[N]{};
+        for (vf &of : g) of = all(1.f);
+        if (w) beside<T>(w + i, k, g);
+        if (b) beside<T>(b + i, k, o);
         for (int r = 0; r < PACK; ++r) {
-            const i64 at = r * n + i;
-            const vf z = ((take(x + at, k) - all(q[r].hi)) * all(q[r].rate) + shift[r]) * g;
-            give<STREAM>(y + at, b ? z + o : z, k);
+            vf z[N];
+            fetch<N * LANES>(x + (r + PACK) * n, i), takes(x + r * n + i, k, z);
+            for (int v = 0; v < N; ++v) {
+                z[v] = ((z[v] - all(q[r].hi)) * all(q[r].rate) + shift[r]) * g[v];
+                if (b) z[v] += o[v];
+            }
+            gives<STREAM>(y + r * n + i, z, k);
         }
     });
 }
@@ -188,9 +200,9 @@ template <class T> INLINE void run_add(const T *x, const T *other, T *s, i64 n) 
     if (i < n) store(s + i, load(x + i, n - i) + load(other + i, n - i), n - i);
 }
 
-// y = (x - hi) s + t for a whole run; what is no number and was not measured becomes NaN
+// y = (x - hi) s + t for a whole run, while `next` is on its way; what is no number and was not measured becomes NaN
 template <bool STREAM, class T>
-INLINE void run_apply(const T *x, T *y, i64 n, float hi, float s, float t, bool weighed) {
+INLINE void run_apply(const T *x, const T *next, T *y, i64 n, float hi, float s, float t, bool weighed) {
     const vf H = all(hi), S = all(s), B = all(t);
     i64 i = 0;
     if (weighed) {
@@ -202,18 +214,27 @@ INLINE void run_apply(const T *x, T *y, i64 n, float hi, float s, float t, bool 
         return;
     }
     if (STREAM) {
-        i = std::min(until_aligned(y), n);
-        if (i) store(y, (load(x, i) - H) * S + B, i);
+        const i64 first = std::min(until_aligned(y), n);
+        for (i64 k; i < first; i += k) {
+            k = std::min<i64>(first - i, LANES);
+            store(y + i, (load(x + i, k) - H) * S + B, k);
+        }
     }
-    for (; i + 4 * LANES <= n; i += 4 * LANES)
-        for (int v = 0; v < 4; ++v) put<STREAM>(y + i + v * LANES, (load(x + i + v * LANES) - H) * S + B);
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        if (next != x) fetch<4 * LANES>(next, i);
+        vf u[4];
+        loads(x + i, u);
+        for (vf &of : u) of = (of - H) * S + B;
+        puts<STREAM>(y + i, u);
+    }
     for (; i + LANES <= n; i += LANES) put<STREAM>(y + i, (load(x + i) - H) * S + B);
     if (i < n) store(y + i, (load(x + i, n - i) - H) * S + B, n - i);
 }
 
-// y = ((x - hi) rate + t) w + b, with w and b along the run; either may be null
+// y = ((x - hi) rate + t) w + b, with w and b along the run, either null; meanwhile `next` is on its way
 template <bool STREAM, bool BIAS, class T>
-INLINE void row_apply(const T *x, T *y, i64 n, const Stat &q, const float *w, const float *b, bool weighed) {
+INLINE void row_apply(const T *x, const T *next, T *y, i64 n, const Stat &q, const float *w, const float *b,
+                      bool weighed) {
     const vf H = all(q.hi), R = all(q.rate), L = all(-q.shift * q.rate);
     const auto value = [&](vf v, vf g, vf o) {
         const vf z = ((v - H) * R + L) * g;
@@ -228,37 +249,41 @@ INLINE void row_apply(const T *x, T *y, i64 n, const Stat &q, const float *w, co
         for (; i < n; i += LANES) some(i, std::min<i64>(n - i, LANES));
         return;
     }
-    const auto whole = [&](i64 at) { put<STREAM>(y + at, value(load(x + at), load(w + at), BIAS ? load(b + at) : vf{})); };
-    if (STREAM) {
-        i = std::min(until_aligned(y), n);
-        if (i) some(0, i);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) { // rows that are streamed begin aligned
+        if (next != x) fetch<2 * LANES>(next, i);
+        vf v[2], g[2], o[2]{};
+        loads(x + i, v), beside<T>(w + i, g);
+        if (BIAS) beside<T>(b + i, o);
+        for (int k = 0; k < 2; ++k) v[k] = value(v[k], g[k], o[k]);
+        puts<STREAM>(y + i, v);
     }
-    for (; i + 2 * LANES <= n; i += 2 * LANES) whole(i), whole(i + LANES);
-    for (; i + LANES <= n; i += LANES) whole(i);
+    for (; i + LANES <= n; i += LANES) put<STREAM>(y + i, value(load(x + i), load(w + i), BIAS ? load(b + i) : vf{}));
     if (i < n) some(i, n - i);
 }
 
 // s1 += sum dy w, s2 += sum dy w (x - hi), of `count` runs of n, `step` apart; w may be null. Where `weighed`, what is
-// no number counts as 0.
+// no number counts as 0. dx is where they will be written through the cache; or x, and then nothing is claimed.
 template <class T>
-INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, i64 count, i64 step, float hi, bool weighed,
-                     double &s1, double &s2) {
+INLINE void run_pull(const T *x, const T *dy, const T *dx, const float *w, i64 n, i64 count, i64 step, float hi,
+                     bool weighed, double &s1, double &s2) {
     const vf H = all(hi);
     vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
     i64 summed = 0;
-    for (i64 r = 0; r < count; ++r, x += step, dy += step)
+    for (i64 r = 0; r < count; ++r, x += step, dy += step, dx += step)
         for (i64 begin = 0; begin < n; begin += BLOCK) {
             const i64 end = std::min(begin + BLOCK, n);
             i64 i = begin;
             for (; !weighed && i + 4 * LANES <= end; i += 4 * LANES) {
-                vf p = load(dy + i), q = load(dy + i + LANES), r = load(dy + i + 2 * LANES), s = load(dy + i + 3 * LANES);
+                if (dx != x) claim<4 * LANES>(dx, i);
+                vf p[4], u[4];
+                loads(dy + i, p), loads(x + i, u);
                 if (w) {
-                    p *= load(w + i), q *= load(w + i + LANES);
-                    r *= load(w + i + 2 * LANES), s *= load(w + i + 3 * LANES);
+                    vf by[4];
+                    beside<T>(w + i, by);
+                    for (int k = 0; k < 4; ++k) p[k] *= by[k];
                 }
-                a += p, b += q, c += r, d += s;
-                e += p * (load(x + i) - H), f += q * (load(x + i + LANES) - H);
-                g += r * (load(x + i + 2 * LANES) - H), h += s * (load(x + i + 3 * LANES) - H);
+                a += p[0], b += p[1], c += p[2], d += p[3];
+                e += p[0] * (u[0] - H), f += p[1] * (u[1] - H), g += p[2] * (u[2] - H), h += p[3] * (u[3] - H);
             }
             const auto one = [&](vf p, vf v) {
                 if (weighed) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
@@ -276,22 +301,28 @@ INLINE void run_pull(const T *x, const T *dy, const float *w, i64 n, i64 count, 
 
 // run_pull of PACK rows, `step` apart
 template <class T>
-INLINE void pack_pull(const T *x, const T *dy, const float *w, i64 n, i64 step, const float *hi, double *s1, double *s2) {
+INLINE void pack_pull(const T *x, const T *dy, const T *dx, const float *w, i64 n, i64 step, const float *hi,
+                      double *s1, double *s2) {
     vf a[PACK]{}, e[PACK]{};
-    by_vectors(n, [&](i64 i, i64 k) {
-        const vf g = w ? take(w + i, k) : all(1.f);
+    by_vectors(n, [&](i64 i, auto vectors, i64 k) {
+        constexpr int N = vectors.count;
+        vf g[N];
+        for (vf &of : g) of = all(1.f);
+        if (w) beside<T>(w + i, k, g);
         for (int r = 0; r < PACK; ++r) {
-            const vf p = take(dy + r * step + i, k) * g;
-            a[r] += p, e[r] += p * (take(x + r * step + i, k) - all(hi[r]));
+            vf p[N], u[N];
+            if (dx != x) claim<N * LANES>(dx + r * step, i);
+            takes(dy + r * step + i, k, p), takes(x + r * step + i, k, u);
+            for (int v = 0; v < N; ++v) p[v] *= g[v], a[r] += p[v], e[r] += p[v] * (u[v] - all(hi[r]));
         }
     });
     for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
 }
 
-// dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1
+// dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1; those that lie `next` ahead are on their way
 template <bool STREAM, class T>
-INLINE void run_descend(const T *x, const T *dy, T *dx, i64 n, float hi, float p, float q, float r, bool weighed,
-                        const float *m, float each) {
+INLINE void run_descend(const T *x, const T *dy, T *dx, i64 next, i64 n, float hi, float p, float q, float r,
+                        bool weighed, const float *m, float each) {
     const vf H = all(hi), P = all(p), Q = all(q), R = all(r);
     i64 i = 0;
     if (weighed) {
@@ -304,12 +335,19 @@ INLINE void run_descend(const T *x, const T *dy, T *dx, i64 n, float hi, float p
         return;
     }
     if (STREAM) {
-        i = std::min(until_aligned(dx), n);
-        if (i) store(dx, load(dy, i) * P + ((load(x, i) - H) * Q + R), i);
+        const i64 first = std::min(until_aligned(dx), n);
+        for (i64 k; i < first; i += k) {
+            k = std::min<i64>(first - i, LANES);
+            store(dx + i, load(dy + i, k) * P + ((load(x + i, k) - H) * Q + R), k);
+        }
     }
-    for (; i + 2 * LANES <= n; i += 2 * LANES)
-        for (int v = 0; v < 2; ++v)
-            put<STREAM>(dx + i + v * LANES, load(dy + i + v * LANES) * P + ((load(x + i + v * LANES) - H) * Q + R));
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        if (next) fetch<2 * LANES>(x + next, i), fetch<2 * LANES>(dy + next, i);
+        vf d[2], u[2];
+        loads(dy + i, d), loads(x + i, u);
+        for (int k = 0; k < 2; ++k) d[k] = d[k] * P + ((u[k] - H) * Q + R);
+        puts<STREAM>(dx + i, d);
+    }
     for (; i + LANES <= n; i += LANES) put<STREAM>(dx + i, load(dy + i) * P + ((load(x + i) - H) * Q + R));
     if (i < n) store(dx + i, load(dy + i, n - i) * P + ((load(x + i, n - i) - H) * Q + R), n - i);
 }

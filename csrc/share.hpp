@@ -54,6 +54,10 @@ INLINE Stat settled(const Call &call, const Forward &f, const Moments &m, i64 g)
     return settled(call, f, m, g, 1.0 / m.n);
 }
 
+// How far ahead of a group of n is what is fetched while it is written: the next group; or 0, where the processor
+// itself reads on. It does along one long run, and no fetch may push that out of the first cache.
+template <class T> i64 ahead_of(i64 n, bool one_run) { return one_run && n * i64(sizeof(T)) > 8192 ? 0 : n; }
+
 // May runs of n go PACK at a time?
 bool packs(const Call &call, i64 n) { return n <= SHORT && !call.where && call.trust == Trust::through; }
 

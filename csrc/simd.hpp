@@ -65,19 +65,31 @@ INLINE vh halve(vu u) { // the lower halves of values below 2^16
 #endif
 }
 
+INLINE vu rounded(vf f) { // its upper halves are the result: to nearest, ties to even
+    const vu u = (vu)f, r = u + 0x7fffu + ((u >> 16) & 1u);
+#if defined(__AVX512F__)
+    return (vu)_mm512_mask_mov_epi32((__m512i)r, _mm512_cmp_ps_mask((__m512)f, (__m512)f, _CMP_UNORD_Q),
+                                     _mm512_set1_epi32(0x7fc00000));
+#else
+    const vu nan = (vu)(f != f);
+    return (r & ~nan) | (nan & 0x7fc00000u);
+#endif
+}
 INLINE vh narrow(vf f) {
 #if defined(__AVX512BF16__)
     return (vh)_mm512_cvtneps_pbh((__m512)f);
 #else
-    const vu u = (vu)f;
-    const vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16; // to nearest, ties to even
-#if defined(__AVX512F__)
-    return halve((vu)_mm512_mask_mov_epi32((__m512i)r, _mm512_cmp_ps_mask((__m512)f, (__m512)f, _CMP_UNORD_Q),
-                                           _mm512_set1_epi32(0x7fc0)));
-#else
-    const vu nan = (vu)(f != f);
-    return halve((r & ~nan) | (nan & 0x7fc0u));
+    return halve(rounded(f) >> 16);
 #endif
+}
+INLINE vu narrow(vf even, vf odd) { // two vectors, element by element in turn
+#if defined(__AVX512BF16__)
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+    alignas(64) static const std::uint16_t turns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(turns), both);
+#else
+    return (rounded(even) >> 16) | (rounded(odd) & 0xffff0000u);
 #endif
 }
 
@@ -250,18 +262,132 @@ template <bool STREAM, class T> INLINE void put(T *p, vf f) {
     else
         store(p, f);
 }
+
+// ---- N vectors of neighbours, in an order of their type's own: memory's, but two of bfloat16 are the even elements
+// and the odd ones, which a shift and a mask part where memory's order would have to move lanes
+
+template <class T> struct Order {
+    static INLINE void part(vf &, vf &) {}
+    static INLINE void join(vf &, vf &) {}
+};
+template <> struct Order<bf16> {
+    static INLINE void part(vf &a, vf &b) { // a, b as they lie: even, odd
+#if defined(__AVX512F__)
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        const __m512 x = (__m512)a, y = (__m512)b;
+        a = (vf)_mm512_permutex2var_ps(x, even, y), b = (vf)_mm512_permutex2var_ps(x, odd, y);
+#elif defined(__AVX2__)
+        const __m256d even = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+        const __m256d odd = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
+        a = (vf)_mm256_permute4x64_pd(even, 0xd8), b = (vf)_mm256_permute4x64_pd(odd, 0xd8);
+#elif defined(__SSE2__)
+        const __m128 x = (__m128)a, y = (__m128)b;
+        a = (vf)_mm_shuffle_ps(x, y, 0x88), b = (vf)_mm_shuffle_ps(x, y, 0xdd);
+#else
+        float all[2 * LANES], e[LANES], o[LANES];
+        std::memcpy(all, &a, BYTES), std::memcpy(all + LANES, &b, BYTES);
+        for (int i = 0; i < LANES; ++i) e[i] = all[2 * i], o[i] = all[2 * i + 1];
+        std::memcpy(&a, e, BYTES), std::memcpy(&b, o, BYTES);
+#endif
+    }
+    static INLINE void join(vf &a, vf &b) { // and back
+#if defined(__AVX512F__)
+        const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        const __m512 x = (__m512)a, y = (__m512)b;
+        a = (vf)_mm512_permutex2var_ps(x, low, y), b = (vf)_mm512_permutex2var_ps(x, high, y);
+#elif defined(__AVX2__)
+        const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+        a = (vf)_mm256_permute2f128_ps(low, high, 0x20), b = (vf)_mm256_permute2f128_ps(low, high, 0x31);
+#elif defined(__SSE2__)
+        const __m128 x = (__m128)a, y = (__m128)b;
+        a = (vf)_mm_unpacklo_ps(x, y), b = (vf)_mm_unpackhi_ps(x, y);
+#else
+        float all[2 * LANES], e[LANES], o[LANES];
+        std::memcpy(e, &a, BYTES), std::memcpy(o, &b, BYTES);
+        for (int i = 0; i < LANES; ++i) all[2 * i] = e[i], all[2 * i + 1] = o[i];
+        std::memcpy(&a, all, BYTES), std::memcpy(&b, all + LANES, BYTES);
+#endif
+    }
+};
+
+template <int N, class T> INLINE void loads(const T *p, vf (&v)[N]) {
+    for (int i = 0; i < N; ++i) v[i] = load(p + i * LANES);
+}
+template <int N> INLINE void loads(const bf16 *p, vf (&v)[N]) {
+    for (int i = 0; i + 1 < N; i += 2) {
+        vu both;
+        std::memcpy(&both, p + i * LANES, BYTES);
+        v[i] = (vf)(both << 16), v[i + 1] = (vf)(both & 0xffff0000u);
+    }
+    if (N % 2) v[N - 1] = load(p + (N - 1) * LANES);
+}
+template <bool STREAM, int N, class T> INLINE void puts(T *p, const vf (&v)[N]) {
+    for (int i = 0; i < N; ++i) put<STREAM>(p + i * LANES, v[i]);
+}
+template <bool STREAM, int N> INLINE void puts(bf16 *p, const vf (&v)[N]) {
+    for (int i = 0; i + 1 < N; i += 2)
+        put<STREAM>(reinterpret_cast<float *>(p + i * LANES), (vf)narrow(v[i], v[i + 1]));
+    if (N % 2) put<STREAM>(p + (N - 1) * LANES, v[N - 1]);
+}
+// floats that go with N vectors of T
+template <class T, int N> INLINE void beside(const float *p, vf (&v)[N]) {
+    loads(p, v);
+    for (int i = 0; i + 1 < N; i += 2) Order<T>::part(v[i], v[i + 1]);
+}
+template <class T, int N> INLINE void more(float *p, vf (&v)[N]) { // p += v
+    for (int i = 0; i + 1 < N; i += 2) Order<T>::join(v[i], v[i + 1]);
+    for (int i = 0; i < N; ++i) store(p + i * LANES, load(p + i * LANES) + v[i]);
+}
+
 // k lanes, all of them or the first few
 template <class T> INLINE vf take(const T *p, i64 k) { return k == LANES ? load(p) : load(p, k); }
 template <bool STREAM, class T> INLINE void give(T *p, vf f, i64 k) { k == LANES ? put<STREAM>(p, f) : store(p, f, k); }
+// N vectors of k lanes: fewer than all only where N is 1
+template <int N, class T> INLINE void takes(const T *p, i64 k, vf (&v)[N]) {
+    if (N > 1 || k == LANES)
+        loads(p, v);
+    else
+        v[0] = load(p, k);
+}
+template <class T, int N> INLINE void beside(const float *p, i64 k, vf (&v)[N]) {
+    takes(p, k, v);
+    for (int i = 0; i + 1 < N; i += 2) Order<T>::part(v[i], v[i + 1]);
+}
+template <bool STREAM, int N, class T> INLINE void gives(T *p, const vf (&v)[N], i64 k) {
+    if (N > 1 || k == LANES)
+        puts<STREAM>(p, v);
+    else
+        store(p, v[0], k);
+}
+template <class T> INLINE void as_memory(float *p, i64 n) { // a line of floats that was in the order of T's vectors
+    vf v[2];
+    for (i64 i = 0; i + 2 * LANES <= n; i += 2 * LANES) loads(p + i, v), Order<T>::join(v[0], v[1]), puts<false>(p + i, v);
+}
+template <int N> struct Vectors {
+    static constexpr int count = N;
+};
+// ---- ahead of the loops: what comes next is on its way from memory while something else is computed
+//
+// Elements i to i + MANY of what p points to, which may lie beyond any array: into the second cache, because the first
+// waits for few lines at a time. A line is asked for once.
+template <int MANY, bool WRITE, class T> INLINE void ahead(const T *p, i64 i) {
+    constexpr i64 line = 64 / sizeof(T);
+    if ((MANY >= line || i % line == 0))
+        for (i64 at = 0; at < MANY; at += line) __builtin_prefetch(p + i + at, WRITE, 2);
+}
+template <int MANY = LANES, class T> INLINE void fetch(const T *p, i64 i) { ahead<MANY, false>(p, i); }
+template <int MANY = LANES, class T> INLINE void claim(const T *p, i64 i) { ahead<MANY, true>(p, i); }
+
 // Is it a number? Elsewhere 0: what nobody measured may be anything.
 INLINE vf finite(vf f) { return (vf)((vi)f & (vi)((f - f) == 0.f)); }
 INLINE vf only(vf where, vf f) { return (vf)((vi)f & (vi)(where > 0.f)); }
 
 // How many elements until p is aligned for streaming.
 template <class T> INLINE i64 until_aligned(const T *p) {
-    const i64 step = LANES * i64(sizeof(T));
-    const i64 past = i64(reinterpret_cast<std::uintptr_t>(p) % std::uintptr_t(step));
-    return past ? (step - past) / i64(sizeof(T)) : 0;
+    const i64 past = i64(reinterpret_cast<std::uintptr_t>(p) % BYTES);
+    return past ? (BYTES - past) / i64(sizeof(T)) : 0;
 }
 
 INLINE float sum(vf v) {
