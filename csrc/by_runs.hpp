@@ -16,6 +16,7 @@ struct Runs {
         i64 a, b, c;
     };
     Place place(i64 segment) const { return {segment / (l.B * l.C), segment / l.C % l.B, segment % l.C}; }
+    Place place(i64 unit, i64 b) const { return call.label ? Place{0, b, unit} : Place{unit / l.C, b, unit % l.C}; }
     i64 segment(i64 a, i64 b, i64 c) const { return (a * l.B + b) * l.C + c; }
     i64 group(Place s) const { return (call.label ? call.label[s.b] : s.a) * l.C + s.c; }
     i64 gain(Place s, i64 p) const { return l.gain(s.a, s.b, s.c, p, 0); }
@@ -43,8 +44,14 @@ struct Runs {
         return seen;
     }
 
-    // Whole groups, each by one thread while it is in the cache; or pieces by all?
-    bool whole(int threads) const { return !call.label && !cut(l.groups(), threads); }
+    // Units share no group: a group, or where b is labelled all the groups of one c.
+    i64 kinds() const { return call.label ? l.labels : 1; } // groups of a unit
+    i64 units() const { return l.groups() / kinds(); }
+    i64 kind(i64 b) const { return call.label ? call.label[b] : 0; }
+    i64 group(i64 unit, i64 kind) const { return call.label ? kind * l.C + unit : unit; }
+
+    // Whole units, each by one thread while it is in the cache; or pieces by all?
+    bool whole(int threads) const { return !cut(units(), threads); }
     // Pieces of a segment, so that even one huge run keeps every thread busy.
     i64 pieces(int threads) const {
         return segments >= 4 * threads ? 1 : std::min<i64>(4 * threads, std::max<i64>(1, length / CHUNK));
@@ -69,17 +76,25 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
         });
     };
     const int threads = threads_for(call);
-    const bool alone = l.B == 1 && packs(call, length); // a group is one short run
+    const bool alone = l.B == 1 && !call.label && packs(call, length); // a group is one short run
     if (!fixed && runs.whole(threads)) // constants are applied as memory lies
         return team(threads, [&](int t, int of) {
-            const Part mine = part(groups, t, of);
+            const Part mine = part(runs.units(), t, of);
             i64 packed = mine.begin; // groups measured so far PACK at a time
             for (i64 g = mine.begin; g < mine.end; ++g) {
-                if (alone && packed == g && g + PACK <= mine.end)
+                if (call.label) {
+                    vector<Look> seen(std::size_t(runs.kinds()));
+                    for (i64 b = 0; b < l.B; ++b)
+                        runs.look(x, runs.segment(0, b, g), 0, length, seen[std::size_t(runs.kind(b))]);
+                    for (i64 k = 0; k < runs.kinds(); ++k) {
+                        const i64 own = runs.group(g, k);
+                        f.stats[own] = settled(call, f, seen[std::size_t(k)].moments(call.center), own);
+                    }
+                } else if (alone && packed == g && g + PACK <= mine.end)
                     settle_pack(call, f, x + g * length, length, g), packed += PACK;
                 else if (packed <= g)
                     f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
-                for (i64 b = l.B; b-- > 0 && y;) apply({g / l.C, b, g % l.C}, 0, length); // the last was seen last
+                for (i64 b = l.B; b-- > 0 && y;) apply(runs.place(g, b), 0, length); // the last was seen last
             }
             settle();
         });
@@ -121,11 +136,11 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const bool whole = runs.whole(threads);
     // Sums over every strand of dy and of dy (x - hi), from which come both the group's pull and the gain's gradient.
     // A strand is a run; or, where a thread has its group whole and one gain serves them, the runs of all b.
-    const i64 abreast = whole && !l.gb ? l.B : 1, strands = runs.segments / abreast;
+    const i64 abreast = whole && !l.gb && !call.label ? l.B : 1, strands = runs.segments / abreast;
     const auto place_of = [&](i64 strand) {
         return abreast > 1 ? Runs::Place{strand / l.C, 0, strand % l.C} : runs.place(strand);
     };
-    const bool packed = whole && l.B == 1 && packs(call, l.S);
+    const bool packed = whole && l.B == 1 && !call.label && packs(call, l.S);
     vector<double> pull(std::size_t(strands * l.P * 2));
     const auto look = [&](i64 strand, Runs::Place s, i64 p) {
         const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;
@@ -157,21 +172,25 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     };
     if (whole)
         team(threads, [&](int t, int of) {
-            const Part mine = part(groups, t, of);
+            const Part mine = part(runs.units(), t, of);
+            vector<double> sums(std::size_t(2 * runs.kinds()));
+            vector<Slope> slopes(std::size_t(runs.kinds()));
             i64 looked = mine.begin * l.P; // runs, where they go PACK at a time
             for (i64 g = mine.begin; g < mine.end; ++g) {
                 for (; packed && looked < (g + 1) * l.P && looked + PACK <= mine.end * l.P; looked += PACK)
                     look_pack(looked, g, looked - g * l.P);
-                double sums[2] = {0, 0};
+                std::fill(sums.begin(), sums.end(), 0.0);
                 for (i64 b = 0; b < l.B; b += abreast) {
-                    const Runs::Place place{g / l.C, b, g % l.C};
+                    const Runs::Place place = runs.place(g, b);
                     const i64 strand = abreast > 1 ? g : runs.segment(place.a, b, place.c);
                     for (i64 p = packed ? std::max<i64>(0, looked - g * l.P) : 0; p < l.P; ++p) look(strand, place, p);
-                    add(strand, place, sums);
+                    add(strand, place, sums.data() + 2 * runs.kind(b));
                 }
-                const Slope s = slope(call, f.stats[g], sums[0], sums[1]);
+                for (i64 k = 0; k < runs.kinds(); ++k)
+                    slopes[std::size_t(k)] = slope(call, f.stats[runs.group(g, k)], sums[std::size_t(2 * k)],
+                                                   sums[std::size_t(2 * k + 1)]);
                 for (i64 b = l.B; b-- > 0 && dx;)
-                    for (i64 p = l.P; p-- > 0;) descend({g / l.C, b, g % l.C}, p, s);
+                    for (i64 p = l.P; p-- > 0;) descend(runs.place(g, b), p, slopes[std::size_t(runs.kind(b))]);
             }
             settle();
         });

@@ -33,14 +33,15 @@ template <typename T> static T *at(Address address, const char *name) {
 }
 
 static bool update_running(Address mean, Address var, Address tracked, Address skipped, Address m_mean, Address m_m2,
-                           Address m_count, double count, std::int64_t groups, double momentum, int dtype) {
-    if (groups < 0 || !(count >= 0.0) || dtype < 0 || dtype > 3)
-        throw std::invalid_argument("update_running needs groups >= 0, count >= 0 and dtype 0 to 3; got groups=" +
-                                    std::to_string(groups) + ", count=" + std::to_string(count) +
+                           Address m_count, double count, std::int64_t groups, double momentum, int dtype,
+                           std::int64_t rows) {
+    if (groups < 0 || rows < 1 || groups % rows || !(count >= 0.0) || dtype < 0 || dtype > 3)
+        throw std::invalid_argument("update_running needs groups >= 0 in equal rows, count >= 0 and dtype 0 to 3; got groups=" +
+                                    std::to_string(groups) + ", rows=" + std::to_string(rows) + ", count=" + std::to_string(count) +
                                     ", dtype=" + std::to_string(dtype));
     // Every address is checked before anything is written: an error leaves all state as it was.
     const Seen seen{at<const double>(m_mean, "m_mean"), at<const double>(m_m2, "m_m2"),
-                    reinterpret_cast<const double *>(m_count), count, groups};
+                    reinterpret_cast<const double *>(m_count), count, groups, rows};
     auto *const steps = at<std::int64_t>(tracked, "tracked");
     auto *const skips = at<std::int64_t>(skipped, "skipped");
     void *const means = at<void>(mean, "mean"), *const vars = at<void>(var, "var");
@@ -228,10 +229,10 @@ NB_MODULE(_native, m) {
              "dx and the gradient of the gain: (x, dy, weight, stats, dx, dweight, dbias, threads, where, label, dsum)");
     m.def("task", &task, "sizes"_a, "gain"_a, "where"_a, "labels"_a, "eps"_a, "dtype"_a, "gain_dtype"_a, "flags"_a, "r_max"_a, "d_max"_a);
     m.def("update_running", &update_running, "mean"_a, "var"_a, "tracked"_a, "skipped"_a, "m_mean"_a, "m_m2"_a,
-          "m_count"_a, "count"_a, "groups"_a, "momentum"_a, "dtype"_a,
+          "m_count"_a, "count"_a, "groups"_a, "momentum"_a, "dtype"_a, "rows"_a = 1,
           "Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite.\n\n"
           "Arguments before `count` are addresses. mean, var [groups], dtype 0 float, 1 bfloat16, 2 float16, 3 double;\n"
-          "tracked, skipped: int64; m_mean, m_m2: float64 [groups]. momentum=NaN: cumulative average.");
+          "tracked [rows], skipped: int64; m_mean, m_m2: float64 [groups]. momentum=NaN: cumulative average.");
     m.def("copy_limit", &copy_limit, Free(), "Copy `bytes` from one address to another, both multiples of 64, past the cache.");
     m.def("build_info", &build_info, "Which compiler built this, and for which version of homeostat.");
 }

@@ -5,6 +5,8 @@
 // k is the momentum, or 1/t at the t-th update (NaN asks for this: it makes b the plain average of all batches).
 // One non-finite moment and nothing moves but the count of skipped batches: a NaN that enters a running buffer
 // never leaves it. A group nobody was measured in keeps what it had.
+//
+// Groups may come in several rows that count their own updates (domains): a row nobody was measured in counts none.
 #pragma once
 
 #include <algorithm>
@@ -68,7 +70,7 @@ struct Seen {
     const double *mean, *m2; // [groups]
     const double *counts;    // elements behind each mean, or null where it is `count` everywhere
     double count;
-    std::int64_t groups;
+    std::int64_t groups, rows;
     double unbiased = 1.0 / std::max(count - 1.0, 1.0);
 
     template <bool COUNTS> double var(std::int64_t g) const {
@@ -93,13 +95,18 @@ template <class T, bool COUNTS> bool fits(const Seen &seen) {
 
 template <bool COUNTS, class T> bool blend(T *mean, T *var, std::int64_t *steps, const Seen &seen, double momentum) {
     if (!fits<T, COUNTS>(seen)) return false;
-    ++*steps;
-    const double k = std::isnan(momentum) ? 1.0 / double(*steps) : momentum;
-    // In double, rounded once on store: at k = 0.001 the float32 sum loses the step's last bits every batch.
-    for (std::int64_t g = 0; g < seen.groups; ++g) {
-        if (!COUNTS || seen.counts[g] > 0) mean[g] = static_cast<T>((1.0 - k) * double(mean[g]) + k * seen.mean[g]);
-        if (!COUNTS || seen.counts[g] > 1)
-            var[g] = static_cast<T>((1.0 - k) * double(var[g]) + k * seen.var<COUNTS>(g));
+    const std::int64_t width = seen.groups / seen.rows;
+    for (std::int64_t row = 0, begin = 0, end = width; row < seen.rows; ++row, begin = end, end += width) {
+        const auto some = [](double n) { return n > 0; };
+        if (COUNTS && seen.rows > 1 && std::none_of(seen.counts + begin, seen.counts + end, some)) continue;
+        ++steps[row];
+        const double k = std::isnan(momentum) ? 1.0 / double(steps[row]) : momentum;
+        // In double, rounded once on store: at k = 0.001 the float32 sum loses the step's last bits every batch.
+        for (std::int64_t g = begin; g < end; ++g) {
+            if (!COUNTS || seen.counts[g] > 0) mean[g] = static_cast<T>((1.0 - k) * double(mean[g]) + k * seen.mean[g]);
+            if (!COUNTS || seen.counts[g] > 1)
+                var[g] = static_cast<T>((1.0 - k) * double(var[g]) + k * seen.var<COUNTS>(g));
+        }
     }
     return true;
 }

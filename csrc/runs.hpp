@@ -156,18 +156,20 @@ template <class F> INLINE void by_vectors(i64 n, const F &f) {
     if (i < n) f(i, Vectors<1>{}, n - i);
 }
 
-// run_spread of PACK rows of n, one after the other
-template <class T> INLINE void pack_spread(const T *x, i64 n, const float *m, double *s1, double *s2) {
+// run_spread of PACK rows of n, one after the other; s1 only where they are centred
+template <bool CENTER, class T> INLINE void pack_spread(const T *x, i64 n, const float *m, double *s1, double *s2) {
     vf a[PACK]{}, e[PACK]{};
     by_vectors(n, [&](i64 i, auto vectors, i64 k) {
         constexpr int N = vectors.count;
         for (int r = 0; r < PACK; ++r) {
             vf u[N];
             takes(x + r * n + i, k, u);
-            for (vf &of : u) of -= all(m[r]), of = k == LANES ? of : keep(of, k), a[r] += of, e[r] += of * of;
+            for (vf &of : u) of -= all(m[r]), of = k == LANES ? of : keep(of, k), e[r] += of * of;
+            for (int v = 0; CENTER && v < N; ++v) a[r] += u[v];
         }
     });
-    for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
+    if (CENTER) sums(a, s1);
+    sums(e, s2);
 }
 
 // row_apply of PACK rows with one gain, one row after the other

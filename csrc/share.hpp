@@ -65,9 +65,9 @@ bool packs(const Call &call, i64 n) { return n <= SHORT && !call.where && call.t
 template <class T> INLINE void settle_pack(const Call &call, const Forward &f, const T *x, i64 n, i64 i) {
     const double share = 1.0 / double(n);
     float about[PACK]{};
-    double s1[PACK], s2[PACK];
+    double s1[PACK]{}, s2[PACK];
     for (int k = 0; call.center && k < PACK; ++k) about[k] = guess(x + k * n, n);
-    pack_spread(x, n, about, s1, s2);
+    call.center ? pack_spread<true>(x, n, about, s1, s2) : pack_spread<false>(x, n, about, s1, s2);
     Moments m[PACK];
     for (int k = 0; k < PACK; ++k) {
         const double off = call.center ? s1[k] * share : 0;

@@ -126,6 +126,7 @@ def test_one_non_finite_moment_changes_nothing_but_the_skip_count(poison, where,
     ("wrong", "message"),
     [({name: 0}, f"{name} is a null pointer") for name in ("mean", "var", "tracked", "skipped", "m_mean", "m_m2")]
     + [({"groups": -1}, "groups=-1")]
+    + [({"rows": 0}, "rows=0"), ({"rows": 3}, "rows=3")]
     + [({"count": -1.0}, "count=-1"), ({"count": math.nan}, "count=")],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -188,6 +189,31 @@ def test_a_group_nobody_was_measured_in_keeps_what_it_had():
     assert running.update(np.full(3, 7.0), np.full(3, 8.0), 0.0, 0.5, m_count=counts.ctypes.data)
     np.testing.assert_array_equal(running.mean, [before[0], *((before[1:] + 7) / 2).astype(np.float32)])
     np.testing.assert_array_equal(running.var, [*old_var[:2], np.float32((np.float64(old_var[2]) + 2) / 2)])
+
+
+@needs_native
+def test_rows_count_their_own_updates_and_one_that_nobody_was_measured_in_counts_none():
+    rng = np.random.default_rng(0)
+    running, alone = Running(6, np.float64, rng), [Running(2, np.float64, rng) for _ in range(3)]
+    running.tracked = np.array([4, 0, 2], np.int64)
+    for row, one in enumerate(alone):
+        at = slice(2 * row, 2 * row + 2)
+        one.mean, one.var, one.tracked = (
+            running.mean[at].copy(),
+            running.var[at].copy(),
+            running.tracked[row : row + 1].copy(),
+        )
+    counts = np.array([3.0, 9.0, 0.0, 0.0, 0.0, 5.0])
+    mean, m2 = moments(rng, 6, 5)
+    assert running.update(mean, m2, 0.0, CUMULATIVE, m_count=counts.ctypes.data, rows=3)
+    for row, one in enumerate(alone):
+        at = slice(2 * row, 2 * row + 2)
+        if counts[at].any():
+            of = mean[at].copy(), m2[at].copy(), counts[at].copy()
+            one.update(*of[:2], 0.0, CUMULATIVE, m_count=of[2].ctypes.data)
+        np.testing.assert_array_equal(running.mean[at], one.mean)
+        np.testing.assert_array_equal(running.var[at], one.var)
+        assert running.tracked[row] == one.tracked[0]
 
 
 @needs_native

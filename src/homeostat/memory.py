@@ -12,7 +12,7 @@ after the update, when its backward recomputes the forward. `remember` does thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Mo
     """Let `source` take in what was measured."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         m = _detached(m)
-        if _averages(source) and isinstance(m.count, float):
-            torch.ops.homeostat.average(*state.values(), skipped, m.mean, m.m2, int(m.count), source.momentum)
+        if source.averages and isinstance(m.count, float):
+            torch.ops.homeostat.average(*state.values(), skipped, m.mean, m.m2, int(m.count), source.momentum)  # type: ignore[attr-defined]
             return
         new = source.step(recall(state, True), m)
         torch.ops.homeostat.remember(list(state.values()), skipped, [new[name] for name in state], [m.mean, m.m2])
@@ -61,9 +61,9 @@ def remember(source: Source, state: Mapping[str, Tensor], skipped: Tensor, m: Mo
     if torch._C._are_functorch_transforms_active():
         _refuse_captured(state, layer)
         m = merge_lanes(next(iter(state.values())), m)
-    elif _averages(source) and not torch.compiler.is_exporting():
+    elif source.averages and not torch.compiler.is_exporting():
         mean, var, tracked = state.values()
-        if update_running(mean, var, tracked, skipped, m, source.momentum):
+        if update_running(mean, var, tracked, skipped, m, source.momentum):  # type: ignore[attr-defined]
             return
     m = _detached(m)
     new = source.step(state, m)
@@ -76,11 +76,6 @@ def move(
     """Memory of a layer that has no source: new values, guarded; not in a recomputation, unless this is a backward."""
     if again or not _is_recomputation():
         _write(list(state.values()), skipped, new, seen)
-
-
-def _averages(source: Source) -> TypeGuard[Running]:
-    """Is its step the running average's, which is written in C++ too?"""
-    return type(source).step is Running.step
 
 
 def _write(buffers: list[Tensor], skipped: Tensor, new: list[Tensor], seen: list[Tensor]) -> None:

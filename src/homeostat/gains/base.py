@@ -18,6 +18,7 @@ conditioned.py has those that are made anew at every call:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -128,16 +129,24 @@ class Balanced(Learned):
                 f"{self}: blocks are widths of at least 1 that add up to the gain's one axis, "
                 f"{tuple(layer.weight.shape)}."
             )
+        layer.register_buffer("member", self._members(layer.weight), persistent=False)
 
-    def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
+    def reset(self, layer: Any) -> None:
+        super().reset(layer)
+        layer.member = self._members(layer.member)
+
+    def _members(self, like: Any) -> Any:
+        """[block, feature]: 1 where the feature is of the block."""
         import torch
 
+        block = torch.arange(len(self.blocks)).repeat_interleave(torch.tensor(self.blocks))
+        return torch.eye(len(self.blocks), dtype=torch.float64)[:, block].to(like.device)
+
+    def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
         v, u = layer.weight.double(), None if layer.bias is None else layer.bias.double()
-        energy = v * v if u is None else v * v + u * u
-        share = len(v) / len(self.blocks)
-        scale = torch.cat(
-            [(share / part.sum().clamp_min(1e-300)).sqrt().expand(len(part)) for part in energy.split(self.blocks)]
-        )
+        member = layer.member.double()  # whatever the layer was cast to
+        energy = member @ (v * v if u is None else v * v + u * u)
+        scale = energy.clamp_min(1e-300).rsqrt() @ (member * math.sqrt(len(v) / len(self.blocks)))
         return (v * scale).to(layer.weight.dtype), None if u is None else (u * scale).to(layer.weight.dtype)
 
 

@@ -35,10 +35,14 @@ class Conditional(Learned):
     def labels_in(self, frame: Frame) -> tuple[Label, ...]:
         return self.frame_in(frame).labels
 
+    def make(self, layer: Any, frame: Frame, sizes: Mapping[str, int], kind: dict[str, Any]) -> None:
+        super().make(layer, frame, sizes, kind)
+        layer.label = self.frame_in(frame).labels[0]
+
     def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
         import torch
 
-        label = self.frame_in(layer.frame).labels[0]
+        label = layer.label
         name, n = label.name, layer.counts[label.name]
         if not is_coded(given.get(name)) or given[name][1] != n:
             raise FrameError(f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=(codes, {n}).")

@@ -35,6 +35,7 @@ class Native(Protocol):
         groups: int,
         momentum: float,
         dtype: int,
+        rows: int = 1,
     ) -> bool:
         """Move running buffers towards a batch's moments; False, and one more skip, if any moment is not finite."""
 

@@ -328,6 +328,10 @@ def _key(job: Job) -> Tensor | None:
     """The group of each labelled position."""
     if not job.codes:
         return None
+    plan = job.plan
+    if plan.spans == (plan.keyed,) and not any(kind == "axis" and p in plan.keyed for kind, p in plan.atoms):
+        every: Tensor = job.codes[0].reshape(-1).long()  # the everyday case: one label, and nothing kept along with it
+        return every
     from homeostat.kernels.eager import _B
 
     key: Tensor = KeyedGroups(_B, job.plan, job.codes).key

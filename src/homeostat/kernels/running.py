@@ -16,7 +16,10 @@ DTYPES = fused.DTYPES | {torch.float64: task.DOUBLE}
 def update_running(
     mean: Tensor, var: Tensor, tracked: Tensor, skipped: Tensor, m: Moments, momentum: float | None
 ) -> bool:
-    """Running.step and memory's guard at once; False where it does not apply, and nothing has changed."""
+    """Running.step and memory's guard at once; False where it does not apply, and nothing has changed.
+
+    `tracked` counts the updates of all groups, or of each row of them.
+    """
     dtype = DTYPES.get(mean.dtype)
     if cpu.native is None or dtype is None or mean.dtype is not var.dtype or tracked.dtype is not torch.int64:
         return False
@@ -38,6 +41,7 @@ def update_running(
         mean.numel(),
         math.nan if momentum is None else momentum,
         dtype,
+        tracked.numel(),
     )
     del held
     torch._C._increment_version(buffers)  # autograd sees a write

@@ -57,6 +57,7 @@ class Source:
     reads: ClassVar[bool] = False  # does y depend on memory in training?
     regroups: ClassVar[bool] = False  # does it measure other groups than the layer's?
     merges: ClassVar[bool] = False  # are those pooled before memory takes them in (or averaged)?
+    averages: ClassVar[bool] = False  # is its step the running average's, which is written in C++ too?
 
     def regroup(self, call: Call) -> Regrouped:
         """Who is measured."""
@@ -132,6 +133,10 @@ class Wrapped(Source):
     @property
     def merges(self) -> bool:  # type: ignore[override]
         return self.inner.merges
+
+    @property
+    def averages(self) -> bool:  # type: ignore[override]
+        return type(self).step is Wrapped.step and self.names == self.inner.names and self.inner.averages
 
     @property
     def counts(self) -> dict[str, int]:

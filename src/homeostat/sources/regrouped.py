@@ -111,6 +111,10 @@ class Domain(Wrapped):
         mean, var = (_with_last(part, all_) for part, all_ in zip(rows, pooled, strict=True))
         return Fixed(mean, var)
 
+    @property
+    def averages(self) -> bool:  # type: ignore[override]
+        return self.n > 1  # row by row; of a single domain C++ would count a batch without samples
+
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         assert isinstance(self.inner, Running)
         count = m.count if not isinstance(m.count, float) else m.mean.new_full(m.mean.shape, m.count)

@@ -50,6 +50,10 @@ class Running(Source):
     def trust(self, state: State, training: bool) -> Trust:
         return THROUGH if training else Fixed(state["running_mean"], state["running_var"])
 
+    @property
+    def averages(self) -> bool:  # type: ignore[override]
+        return type(self).step is Running.step
+
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         tracked = state["num_batches_tracked"] + 1
         k = 1.0 / tracked.to(m.mean.dtype) if self.momentum is None else self.momentum
