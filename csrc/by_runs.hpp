@@ -66,13 +66,13 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
     T *const y = static_cast<T *>(f.y);
     const bool fixed = call.trust == Trust::fixed;
     const i64 next = ahead_of<T>(length, l.B == 1);
-    const auto apply = [&](Runs::Place place, i64 begin, i64 end) {
+    const auto apply = [&](Runs::Place place, i64 begin, i64 end, i64 ahead) {
         const i64 segment = runs.segment(place.a, place.b, place.c);
         const Stat q = f.stats[runs.group(place)];
         runs.each_run(begin, end, [&](i64 p, i64 from, i64 to) {
             const i64 k = runs.gain(place, p), at = segment * length + from;
             const float s = (f.weight ? f.weight[k] : 1.f) * q.rate, t = (f.bias ? f.bias[k] : 0.f) - q.shift * s;
-            run_apply<STREAM>(x + at, x + at + next, y + at, to - from, q.hi, s, t, call.where != nullptr);
+            run_apply<STREAM>(x + at, x + at + ahead, y + at, to - from, q.hi, s, t, call.where != nullptr);
         });
     };
     const int threads = threads_for(call);
@@ -94,7 +94,7 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
                     settle_pack(call, f, x + g * length, length, g), packed += PACK;
                 else if (packed <= g)
                     f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
-                for (i64 b = l.B; b-- > 0 && y;) apply(runs.place(g, b), 0, length); // the last was seen last
+                for (i64 b = l.B; b-- > 0 && y;) apply(runs.place(g, b), 0, length, next); // the last was seen last
             }
             settle();
         });
@@ -116,9 +116,10 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
     if (!y) return;
     team(threads, [&](int t, int of) {
         const Part mine = part(items, t, of);
-        for (i64 i = mine.end; i-- > mine.begin;) {
+        for (i64 k = 0; k < mine.end - mine.begin; ++k) { // what was measured last is applied first
+            const i64 i = fixed ? mine.begin + k : mine.end - 1 - k;
             const Part piece = part(length, int(i % pieces), int(pieces));
-            apply(runs.place(i / pieces), piece.begin, piece.end);
+            apply(runs.place(i / pieces), piece.begin, piece.end, fixed ? 0 : -next);
         }
         settle();
     });
@@ -164,10 +165,10 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
             sums[0] += gain * of[0], sums[1] += gain * double(q.r) * (of[1] - double(q.lo) * of[0]);
         }
     };
-    const auto descend = [&](Runs::Place place, i64 p, const Slope &s) {
+    const auto descend = [&](Runs::Place place, i64 p, const Slope &s, i64 ahead) {
         const i64 at = runs.segment(place.a, place.b, place.c) * length + p * l.S;
         const float gain = f.weight ? f.weight[runs.gain(place, p)] : 1.f, *const w = runs.weights(place, p);
-        run_descend<STREAM>(x + at, dy + at, dx + at, next, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
+        run_descend<STREAM>(x + at, dy + at, dx + at, ahead, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
                             l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
     };
     if (whole)
@@ -190,7 +191,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
                     slopes[std::size_t(k)] = slope(call, f.stats[runs.group(g, k)], sums[std::size_t(2 * k)],
                                                    sums[std::size_t(2 * k + 1)]);
                 for (i64 b = l.B; b-- > 0 && dx;)
-                    for (i64 p = l.P; p-- > 0;) descend(runs.place(g, b), p, slopes[std::size_t(runs.kind(b))]);
+                    for (i64 p = l.P; p-- > 0;) descend(runs.place(g, b), p, slopes[std::size_t(runs.kind(b))], next);
             }
             settle();
         });
@@ -206,7 +207,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
             for (i64 i = mine.end; i-- > mine.begin && dx;) {
                 const auto place = runs.place(i / l.P);
                 const auto g = std::size_t(runs.group(place));
-                descend(place, i % l.P, slope(call, f.stats[g], sums[2 * g], sums[2 * g + 1]));
+                descend(place, i % l.P, slope(call, f.stats[g], sums[2 * g], sums[2 * g + 1]), -next);
             }
             settle();
         });
