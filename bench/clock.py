@@ -1,4 +1,4 @@
-"""Clock: the median of clean samples, the contenders taking turns.
+"""Clock: the median of clean samples, the contenders taking turns in an order that changes from round to round.
 
 A sample is clean if nobody else wanted a core before and after it, and none of our threads was taken off its core while
 it ran. Others' work costs a parallel kernel milliseconds at every barrier, so an unclean sample says nothing.
@@ -6,6 +6,7 @@ it ran. Others' work costs a parallel kernel milliseconds at every barrier, so a
 
 import gc
 import math
+import random
 import resource
 import statistics
 import time
@@ -37,11 +38,12 @@ class Clock:
     def medians(self, calls: dict[str, Call], threads: int = 1) -> dict[str, dict[str, float]]:
         """{"ms", "clean", "dropped"} per contender."""
         found = {name: _Samples(call) for name, call in calls.items()}
-        until = time.monotonic() + self.budget
+        until, order = time.monotonic() + self.budget, random.Random(0)
         gc.collect()
         gc.disable()
         try:
             while short := [s for s in found.values() if len(s.clean) < self.samples]:
+                order.shuffle(short)
                 for s in short:
                     s.take(self.patience, threads)
                 if time.monotonic() > until:

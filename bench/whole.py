@@ -42,13 +42,14 @@ def _measure(clock: Clock, threads: int, model: Model, step: str, quick: bool) -
 def _nets(model: Model, quick: bool) -> tuple[dict[str, nn.Module], tuple[Tensor, Tensor]]:
     """The contenders and a batch; quickly, of a shallow model, and nothing compiled.
 
-    They share their parameters: of two equal models one may be slower for where its weights came to lie.
+    They share their parameters, and both are copies: of two equal models one may be slower for where its weights came
+    to lie, and a copy by some per cent slower than what it was copied from.
     """
     torch._dynamo.reset()
     torch.manual_seed(0)
     theirs = model.make(QUICK_DEPTH if quick else 1.0)
     shared = {id(p): p for p in theirs.parameters()}
-    nets = {"homeostat": hs.adopt(copy.deepcopy(theirs, shared)), "torch": theirs}
+    nets = {"homeostat": hs.adopt(copy.deepcopy(theirs, dict(shared))), "torch": copy.deepcopy(theirs, dict(shared))}
     compiled = {} if quick else {f"{name} compiled": torch.compile(net) for name, net in nets.items()}
     return nets | compiled, model.batch()
 
