@@ -46,6 +46,7 @@ LAYERS = (
 OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn", "PIL"}
 MAY_LOAD_OPTIONAL = (
     "nn/*",
+    "surgery/*",
     "norm.py",
     "forward.py",
     "memory.py",

@@ -71,6 +71,9 @@ if TYPE_CHECKING:
     from homeostat.nn.tools import coupling as coupling
     from homeostat.nn.tools import identity_on as identity_on
     from homeostat.norm import Norm as Norm
+    from homeostat.surgery import Certificate as Certificate
+    from homeostat.surgery import recalibrate as recalibrate
+    from homeostat.surgery import shift as shift
 
 __version__ = "0.1.0"
 
@@ -90,6 +93,9 @@ _LAZY = {
     "restyle": "homeostat.nn.style",
     "styles": "homeostat.nn.style",
     "assert_equivariant": "homeostat.nn.structured",
+    "Certificate": "homeostat.surgery",
+    "recalibrate": "homeostat.surgery",
+    "shift": "homeostat.surgery",
 }
 
 __all__ = [
@@ -99,6 +105,7 @@ __all__ = [
     "Batch",
     "Blended",
     "By",
+    "Certificate",
     "Choice",
     "Conditional",
     "Coupling",
@@ -140,10 +147,12 @@ __all__ = [
     "nn",
     "normalize",
     "optimal_momentum",
+    "recalibrate",
     "recording",
     "release",
     "restyle",
     "sharing_tax",
+    "shift",
     "styles",
     "trial",
     "unfreeze",

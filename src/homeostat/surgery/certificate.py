@@ -1,0 +1,61 @@
+"""Certificate: what surgery changed, by how much, and what it left alone and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer's: `mean` and `var` are the largest steps of its statistics, in stored spreads and as a ratio."""
+
+    layer: str
+    kind: str
+    mean: float  # largest |mean' - mean| / std over its groups
+    var: float  # the ratio var' / var furthest from 1
+
+    def __str__(self) -> str:
+        return f"{self.layer} ({self.kind}): mean moves {self.mean:.3g} std, var by {self.var:.3g} times"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`drift` is the largest change of an output on the batches, in root mean squares of that output before."""
+
+    act: str
+    changed: tuple[Change, ...]
+    left: tuple[tuple[str, str], ...]  # layer, why
+    drift: float
+    samples: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.act}: {len(self.changed)} layers on {self.samples} samples; outputs move {self.drift:.3g} rms"]
+        lines += [f"  {change}" for change in self.changed]
+        return "\n".join(lines + [f"  left {layer}: {why}" for layer, why in self.left])
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of fractions in an output, whatever holds them."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = value.values()
+    return [t for item in value for t in tensors_in(item)] if _is_nest(value) else []
+
+
+def _is_nest(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
+
+
+def drift_of(before: list[Tensor], after: list[Tensor]) -> float:
+    """The largest |after - before|, in root mean squares of `before`."""
+    worst = 0.0
+    for old, new in zip(before, after, strict=True):
+        if old.numel():
+            step = (new.double() - old.double()).abs().max()
+            worst = max(worst, float(step / old.double().square().mean().sqrt().clamp_min(torch.finfo(old.dtype).tiny)))
+    return worst

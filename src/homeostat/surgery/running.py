@@ -1,0 +1,226 @@
+"""Recalibrate: running statistics measured anew, all batches pooled as if they had been one.
+
+    m = sum of the batches' Moments       mean' + var' = m + Moments(N, mean, N var)       N = prior, in samples
+
+A batch's own mean differs from the next one's; averaging per-batch variances loses that part, adding Moments does not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from homeostat.frame import Frame
+from homeostat.moments import Moments
+from homeostat.nn.preset import Preset
+from homeostat.nn.states import check_module, trial
+from homeostat.norm import Norm
+from homeostat.reading import measure
+from homeostat.sources import Frozen, Running
+from homeostat.surgery.certificate import Certificate, Change, drift_of, tensors_in
+
+M = TypeVar("M", bound=nn.Module)
+Forward = Callable[[nn.Module, Any], Any]
+CHANNELS = Frame.parse("n c ... -> c")
+
+
+class Site(NamedTuple):
+    """A layer with running statistics, and the frame they are of."""
+
+    name: str
+    layer: Any
+    frame: Frame
+    sizes: dict[str, int]
+
+
+def recalibrate(
+    model: M,
+    batches: Iterable[Any],
+    *,
+    prior: float | None = None,
+    layers: str | Iterable[str] = "*",
+    one_by_one: bool = True,
+    forward: Forward | None = None,
+    inplace: bool = False,
+) -> tuple[M, Certificate]:
+    """A copy of the model whose running statistics are those of these batches, and what that changed.
+
+    `prior` counts the stored statistics as so many samples beside the new ones; without it they are replaced. Layers
+    are taken in the order they run, a pass each, because every one changes what the next is given; `one_by_one=False`
+    takes one pass, in which each layer normalizes by the batch at hand. `layers` are names, with * and ?. `forward`
+    calls the model on a batch; without it a tensor is the input, of a sequence the first is, a dict is keywords.
+    """
+    check_module(model, "recalibrate")
+    if prior is not None and not 0 <= prior < float("inf"):
+        raise ValueError(f"prior={prior!r} is how many samples the stored statistics count as, a number from 0 on.")
+    data = batches if isinstance(batches, list) or not hasattr(batches, "__next__") else list(batches)
+    call = forward or _call
+    new = model if inplace else copy.deepcopy(model)
+    found, left = _sites(new, layers)
+    with _evaluating(new):
+        before = [t for batch in data for t in tensors_in(call(new, batch))]
+        order, samples = _order(new, found, data, call)
+        changed = []
+        with torch.no_grad():
+            for some in [[site] for site in order] if one_by_one else [order]:
+                seen = _observe(new, some, data, call, by_batch=not one_by_one)
+                changed += [_settle(site, seen[site.name], samples, prior) for site in some]
+        after = [t for batch in data for t in tensors_in(call(new, batch))]
+    ran = {site.name for site in order}
+    left += [(site.name, "these batches do not reach it") for site in found if site.name not in ran]
+    return new, Certificate("recalibrated", tuple(changed), tuple(left), drift_of(before, after), samples)
+
+
+def shift(
+    model: nn.Module, batches: Iterable[Any], *, layers: str | Iterable[str] = "*", forward: Forward | None = None
+) -> tuple[Change, ...]:
+    """How far the statistics of these batches are from the stored ones, layer by layer; the model stays as it is."""
+    check_module(model, "shift")
+    found, _left = _sites(model, layers)
+    with _evaluating(model):
+        seen = _observe(model, found, batches, forward or _call)
+    return tuple(_change(site, seen[site.name]) for site in found if site.name in seen)
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _sites(model: nn.Module, layers: str | Iterable[str]) -> tuple[list[Site], list[tuple[str, str]]]:
+    """Layers with running statistics that are asked for; those that cannot be taken, and why."""
+    wanted = (layers,) if isinstance(layers, str) else tuple(layers)
+    found, left = [], []
+    for name, layer in model.named_modules():
+        if getattr(layer, "running_mean", None) is None or not any(fnmatchcase(name, one) for one in wanted):
+            continue
+        why = _cannot(layer)
+        if why:
+            left.append((name, why))
+        else:
+            frame = layer.state_frame if isinstance(layer, Norm) else CHANNELS
+            found.append(Site(name, layer, frame, dict(getattr(layer, "sizes", {}))))
+    if not found:
+        raise ValueError(
+            f"layers={layers!r}: no layer of that name has running statistics to recalibrate"
+            + "".join(f"; {name}: {why}" for name, why in left)
+            + "."
+        )
+    return found, left
+
+
+def _cannot(layer: Any) -> str:
+    if isinstance(layer, Norm | Preset):
+        source = layer.source.inner if isinstance(layer.source, Frozen) else layer.source
+        if not isinstance(source, Running) or source.counts:
+            return f"{source} remembers otherwise than a running average"
+        own: Any = layer
+        return "" if own.frame == own.state_frame else "it remembers an average over groups that come and go"
+    return "" if isinstance(layer, _BatchNorm) else f"{type(layer).__name__} is no batch norm that is known"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients; every module's own mode is back on exit, after an error too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _order(model: nn.Module, found: list[Site], data: Iterable[Any], call: Forward) -> tuple[list[Site], int]:
+    """Sites as they first run, and how many samples there are."""
+    ran: dict[str, Site] = {}
+    lengths: dict[str, int] = {}
+
+    def note(site: Site, layer: Any, args: Any, kwargs: Any) -> None:
+        ran.setdefault(site.name, site)
+        lengths[site.name] = lengths.get(site.name, 0) + len(_input(args, kwargs))
+
+    with _hooked(found, note):
+        for batch in data:
+            call(model, batch)
+    return list(ran.values()), max(lengths.values(), default=0)
+
+
+def _observe(
+    model: nn.Module, sites: list[Site], data: Iterable[Any], call: Forward, by_batch: bool = False
+) -> dict[str, Moments]:
+    """The pooled moments of what each layer is given; `by_batch`: while each normalizes by its own batch."""
+    seen: dict[str, Moments] = {}
+
+    def add(site: Site, layer: Any, args: Any, kwargs: Any) -> None:
+        where = kwargs.get("where", args[1] if len(args) > 1 else None) if isinstance(layer, Norm) else None
+        sizes: dict[str, Any] = site.sizes
+        m = measure(_input(args, kwargs).detach(), site.frame, where=where, **sizes)
+        seen[site.name] = m + seen[site.name] if site.name in seen else m
+
+    with _hooked(sites, add), trial(model):
+        for site in sites:
+            site.layer.training = by_batch
+        for batch in data:
+            call(model, batch)
+        for site in sites:
+            site.layer.training = False
+    return seen
+
+
+@contextmanager
+def _hooked(sites: list[Site], f: Callable[..., None]) -> Iterator[None]:
+    hooks = [site.layer.register_forward_pre_hook(partial(f, site), with_kwargs=True) for site in sites]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _input(args: Any, kwargs: Any) -> Tensor:
+    x: Tensor = args[0] if args else kwargs.get("input", kwargs.get("x"))
+    return x
+
+
+def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change:
+    """Write the layer's statistics."""
+    layer = site.layer
+    if prior:
+        share = prior / max(samples, 1)
+        stored = Moments(share * m.count, layer.running_mean.double(), layer.running_var.double() * (share * m.count))
+        both = m + stored
+        mean, var = both.mean, both.var()
+    else:
+        mean, var = m.mean, m.m2 / torch.as_tensor(m.count - 1).clamp_min(1)
+    change = _compared(site, mean, var)
+    if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
+        raise ValueError(
+            f"{site.name}: these batches give it statistics that are not finite; nothing was changed there."
+        )
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(var)
+    return change
+
+
+def _change(site: Site, m: Moments) -> Change:
+    return _compared(site, m.mean, m.m2 / torch.as_tensor(m.count - 1).clamp_min(1))
+
+
+def _compared(site: Site, mean: Tensor, var: Tensor) -> Change:
+    old_mean, old_var = site.layer.running_mean.double(), site.layer.running_var.double()
+    eps = site.layer.eps if isinstance(site.layer.eps, float) else 0.0
+    steps = (mean - old_mean).abs() / (old_var + eps).sqrt().clamp_min(1e-300)
+    ratio = (var + eps) / (old_var + eps).clamp_min(1e-300)
+    furthest = ratio.flatten()[ratio.log().abs().flatten().argmax()]
+    return Change(site.name, type(site.layer).__name__, float(steps.max()), float(furthest))

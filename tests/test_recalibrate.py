@@ -1,0 +1,162 @@
+"""Recalibrated statistics are those of all batches together; what changed is what the certificate says."""
+
+import copy
+
+import pytest
+import torch
+
+import homeostat as hs
+
+
+def batches(n=5, shape=(8, 3, 4, 4)):
+    """Batches whose own means differ."""
+    torch.manual_seed(0)
+    return [torch.randn(shape) * (1 + i) + 10 * i for i in range(n)]
+
+
+def net(norm=hs.nn.BatchNorm2d):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(norm(3), torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), norm(4), torch.nn.Dropout(0.5))
+
+
+def pooled(x):
+    wide = x.double().movedim(1, 0).flatten(1)
+    return wide.mean(1), wide.var(1)
+
+
+def assert_statistics(layer, x):
+    mean, var = pooled(x)
+    torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.running_var.double(), var, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [hs.nn.BatchNorm2d, torch.nn.BatchNorm2d])
+def test_every_layer_gets_the_moments_of_all_batches_together_in_the_order_they_run(norm):
+    data = batches()
+    new, _ = hs.recalibrate(net(norm), data)
+    whole = torch.cat(data)
+    assert_statistics(new[0], whole)
+    with torch.no_grad():
+        assert_statistics(new[3], new[2](new[1](new[0].eval()(whole))))
+
+
+def test_pooling_keeps_what_averaging_the_variance_of_every_batch_loses():
+    data = batches()
+    new, _ = hs.recalibrate(net(), data)
+    average = torch.stack([pooled(x)[1] for x in data]).mean(0)
+    true = pooled(torch.cat(data))[1]
+    assert (average / true < 0.1).all()  # nearly all of the variance is between these batches
+    torch.testing.assert_close(new[0].running_var.double(), true, rtol=1e-5, atol=0)
+
+
+def test_a_prior_counts_as_so_many_samples_beside_the_new_ones():
+    data, model = batches(), net()
+    with torch.no_grad():
+        model[0].running_mean.copy_(torch.tensor([5.0, -3.0, 0.5]))
+        model[0].running_var.copy_(torch.tensor([2.0, 0.3, 9.0]))
+    old_mean, old_var = model[0].running_mean.double(), model[0].running_var.double()
+    new, _ = hs.recalibrate(model, data, prior=60, layers="0")
+    wide = torch.cat(data).double().movedim(1, 0).flatten(1)
+    n, N = 40, 60
+    mean = (n * wide.mean(1) + N * old_mean) / (n + N)
+    var = (n * wide.var(1, correction=0) + N * old_var) / (n + N) + n * N / (n + N) ** 2 * (
+        wide.mean(1) - old_mean
+    ) ** 2
+    torch.testing.assert_close(new[0].running_mean.double(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(new[0].running_var.double(), var, rtol=1e-6, atol=1e-6)
+    assert new[3].running_var.tolist() == model[3].running_var.tolist()
+
+
+def test_in_one_pass_each_layer_normalizes_by_the_batch_at_hand():
+    data, model = batches(), net()
+    new, _ = hs.recalibrate(model, data, one_by_one=False)
+    with torch.no_grad():
+        deep = [new[2](new[1](copy.deepcopy(new[0]).train()(x))) for x in data]
+    assert_statistics(new[0], torch.cat(data))
+    assert_statistics(new[3], torch.cat(deep))
+
+
+def test_the_model_given_stays_as_it_is_unless_it_is_asked_for():
+    model, data = net().train(), batches()
+    model[1].eval()
+    before, modes, state = (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        torch.get_rng_state(),
+    )
+    new, _ = hs.recalibrate(model, data)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert [m.training for m in model.modules()] == [m.training for m in new.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_pre_hooks for m in (*model.modules(), *new.modules()))
+    same, _ = hs.recalibrate(model, data, inplace=True)
+    assert same is model
+    assert torch.equal(model[3].running_var, new[3].running_var)
+
+
+def test_the_certificate_says_how_far_statistics_and_outputs_moved():
+    model, data = net().eval(), batches()
+    new, certificate = hs.recalibrate(model, data)
+    assert [change.layer for change in certificate.changed] == ["0", "3"]
+    assert certificate.samples == 40
+    with torch.no_grad():
+        steps = [(new(x) - model(x)).abs().max() / model(x).square().mean().sqrt() for x in data]
+    torch.testing.assert_close(certificate.drift, float(max(steps)), rtol=1e-5, atol=0)
+    mean, var = pooled(torch.cat(data))
+    torch.testing.assert_close(
+        certificate.changed[0].mean, float((mean / (1 + 1e-5) ** 0.5).abs().max()), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(certificate.changed[0].var, float((var + 1e-5).max() / (1 + 1e-5)), rtol=1e-5, atol=0)
+    assert "recalibrated: 2 layers on 40 samples" in str(certificate)
+    _, again = hs.recalibrate(new, data)
+    assert again.drift < 1e-5
+
+
+def test_layers_that_cannot_be_taken_are_named_with_the_reason():
+    model = torch.nn.ModuleDict(
+        {
+            "used": hs.nn.BatchNorm1d(4),
+            "idle": hs.nn.BatchNorm1d(4),
+            "domains": hs.nn.BatchNorm1d(4, source=hs.Domain(2)),
+            "instances": hs.nn.InstanceNorm1d(4, track_running_stats=True),
+        }
+    )
+    _, certificate = hs.recalibrate(model, [torch.randn(9, 4)], forward=lambda m, x: m["used"](x))
+    left = dict(certificate.left)
+    assert [change.layer for change in certificate.changed] == ["used"]
+    assert "do not reach it" in left["idle"]
+    assert "Domain" in left["domains"]
+    assert "come and go" in left["instances"]
+    with pytest.raises(ValueError, match="no layer of that name has running statistics"):
+        hs.recalibrate(model, [torch.randn(9, 4)], layers="head.*")
+
+
+def test_masks_are_respected_and_batches_may_be_pairs_words_or_a_stream():
+    layer = hs.Norm("n c ... -> c", source=hs.Running(), c=4)
+    x, where = torch.randn(30, 4) + 2, (torch.arange(30) % 3 > 0)[:, None]
+    new, _ = hs.recalibrate(layer, [(x, where)], forward=lambda m, b: m(b[0], where=b[1]))
+    assert_statistics(new, x[where[:, 0]])
+    for given in ([(x, torch.zeros(30))], [{"x": x}], iter([x]), (part for part in x.split(10))):
+        new, _ = hs.recalibrate(layer, given)
+        assert_statistics(new, x)
+
+
+def test_batches_that_are_not_finite_are_an_error_and_change_nothing():
+    model = hs.nn.BatchNorm1d(4)
+    x = torch.randn(5, 4)
+    x[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        hs.recalibrate(model, [x], inplace=True)
+    assert model.running_mean.tolist() == [0] * 4
+
+
+def test_shift_measures_how_far_new_batches_are_from_what_is_stored():
+    model, data = net(), batches()
+    model, _ = hs.recalibrate(model, data)
+    before = copy.deepcopy(model.state_dict())
+    assert max(change.mean for change in hs.shift(model, data)) < 1e-4
+    spread = model[0].running_var.sqrt()
+    first, _deeper = hs.shift(model, [x + 2 * spread[:, None, None] for x in data])
+    assert first.mean == pytest.approx(2, rel=1e-3)
+    assert first.var == pytest.approx(1, rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
