@@ -96,7 +96,7 @@ wheel-arm: ## cross-compile the aarch64 wheel and try it under an emulator: see 
 lab: ## reproduce experiments
 	@echo "There is no lab yet."
 
-docs: setup ## write docs/catalogue.md and docs/choosing.md from the code
+docs: setup ## write docs/catalogue.md, composing.md and choosing.md from the code
 	$(BIN)/python tools/pages.py
 
 clean: ## remove what the commands above made

@@ -1,5 +1,7 @@
 """The presets with an input each, for tests that must hold for all of them."""
 
+import math
+
 import torch
 
 import homeostat as hs
@@ -32,6 +34,49 @@ class InDomains(hs.nn.BatchNorm2d):
         return super().forward(input, domain=torch.arange(len(input), device=input.device) % 2)
 
 
+class Told(hs.Norm):
+    """What it asks for follows from the shape of the input."""
+
+    def forward(self, x):
+        return super().forward(x, **{name: TELLING[name](x) for name in self.asks})
+
+
+def wave(x, *shape):
+    """Numbers within -1 and 1 for every sample, other ones for each."""
+    each = torch.arange(math.prod(shape), dtype=x.dtype, device=x.device).reshape(shape)
+    samples = torch.arange(len(x), dtype=x.dtype, device=x.device)
+    return (each + 2 * samples.reshape(-1, *(1 for _ in shape))).sin()
+
+
+def codes(x):
+    return torch.arange(len(x), device=x.device) % 2, 3
+
+
+TELLING = {
+    "domain": codes,
+    "kind": codes,
+    "cond": lambda x: wave(x, 5),
+    "map": lambda x: wave(x, 2, 3, 3) / 4,
+    "style": lambda x: wave(x, 6, 2, 5) ** 3,
+    "w": lambda x: wave(x, 6) + 2,
+    "b": lambda x: wave(x, 6),
+}
+
+
+def told(source, gain, keep="c", **sizes):
+    return Told(f"n c h w -> {keep}", source=source, gain=gain, c=6, **sizes)
+
+
+def scaled(m):
+    return m.mean / 2, m.var() * 4
+
+
+def frozen():
+    layer = told(hs.Running(0.5), hs.Given("n c"))
+    layer(torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(1)) * 3)
+    return hs.freeze(layer)
+
+
 def recorded():
     layer = hs.nn.BatchNorm2d(6, source=hs.Virtual())
     with hs.recording():
@@ -61,6 +106,19 @@ SOURCES = {
         lambda: hs.nn.BatchNorm2d(6, source=hs.Renorm(schedule=((0, 9.0, 9.0), (9, 20.0, 20.0)))),
         (4, 6, 5, 3),
     ),
+    # a source and a gain at once, so that each is compiled and exported with another's company
+    "Cumulative, Conditional": (lambda: told(hs.Cumulative(), hs.Conditional("kind[n] c"), kind=3), (4, 6, 5, 3)),
+    "Ghost of Batch, FiLM": (lambda: told(hs.Ghost(2, hs.Batch()), hs.FiLM("n c", width=5)), (4, 6, 5, 3)),
+    "Renorm per domain, Spatial": (
+        lambda: told(hs.Domain(3, hs.Renorm(r_max=9.0, d_max=9.0)), hs.Spatial("n c h w", width=2, hidden=4)),
+        (4, 6, 5, 3),
+    ),
+    "Partial, Style": (lambda: told(hs.Partial(), hs.Style("n c"), "n c"), (4, 6, 5, 3)),
+    "Frozen, Given": (frozen, (4, 6, 5, 3)),
+    "By, Learned per head": (
+        lambda: hs.Norm("b t (h d) -> b t h", hs.By(scaled), hs.Learned("(h d)"), h=2, d=3),
+        (2, 4, 6),
+    ),
     "GraphNorm": (lambda: hs.nn.GraphNorm(6), (5, 6)),
     "EvoNormB0": (lambda: hs.nn.EvoNormB0(6), (4, 6, 5, 3)),
     "LRN": (lambda: hs.nn.LRN(3, alpha=0.5), (4, 6, 5, 3)),
@@ -70,7 +128,17 @@ SOURCES = {
     "Around": (lambda: hs.nn.GemmaRMSNorm(6), (4, 3, 6)),
 }
 PRESETS |= SOURCES
+
+
+def writes(layer):
+    """Is there memory that a batch changes, or one that is recorded?"""
+    source = getattr(layer, "source", hs.Batch())
+    with hs.recording():
+        return bool(set(source.names) - set(source.learns)) and source.writes(True)
+
+
 NAMES = tuple(PRESETS)
+HOLDING = tuple(name for name, (build, _) in PRESETS.items() if writes(build()))
 REMEMBERING = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm2d", "Norm with eps=auto", "EvoNormB0")
 
 

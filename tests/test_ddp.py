@@ -1,11 +1,13 @@
 """Under DistributedDataParallel on gloo, two processes train as torch's own layers would."""
 
+import copy
 import os
 import socket
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from presets import NAMES, assert_same, everything, make
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +42,26 @@ def train(rank, port, folder):
             optimizer.step()
         out[kind] = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save(out, f"{folder}/{rank}.pt")
+    for name in NAMES:
+        if any(p.requires_grad for p in make(name)[0].parameters()):  # torch refuses what has none
+            step_twice(name, rank)
     dist.destroy_process_group()
+
+
+def step_twice(name, rank):
+    """Gradients are the mean of both processes', and each forward begins with the memory of the first."""
+    layer, x = make(name)
+    both, ddp = [copy.deepcopy(layer) for _ in range(2)], DistributedDataParallel(layer)
+    for step in range(2):
+        for module in (layer, *both):
+            module.zero_grad()
+        both[1].load_state_dict(both[0].state_dict())
+        alone = [everything(one, x + 5 * r + step) for r, one in enumerate(both)]
+        want = {
+            key: (alone[0][key] + alone[1][key]) / 2 if key.startswith("grad of") else value
+            for key, value in alone[rank].items()
+        }
+        assert_same(everything(layer, x + 5 * rank + step, ddp), want)
 
 
 def test_two_processes_train_as_with_torchs_layers(tmp_path):

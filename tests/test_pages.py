@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_catalogue_and_choosing_are_up_to_date():
+def test_the_pages_are_up_to_date():
     found = subprocess.run([sys.executable, ROOT / "tools" / "pages.py", "--check"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 

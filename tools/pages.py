@@ -1,4 +1,4 @@
-"""Pages: docs/catalogue.md and the table of docs/choosing.md, made from the code.
+"""Pages: docs/catalogue.md, docs/composing.md and the table of docs/choosing.md, made from the code.
 
 python tools/pages.py          write them
 python tools/pages.py --check  fail if they are not what the code says
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import composing
 
 import homeostat as hs
 from homeostat import nn
@@ -183,7 +185,7 @@ def catalogue() -> str:
         "row was checked against what its last column says ([test_named](../tests/test_named.py),",
         "[test_sources](../tests/test_sources.py), [test_peers](../tests/test_peers.py)).",
         "",
-        "Which one to take: [choosing.md](choosing.md).",
+        "Which one to take: [choosing.md](choosing.md). What goes with what: [composing.md](composing.md).",
     ]
     for title, entries in CATALOGUE.items():
         lines += [
@@ -259,7 +261,11 @@ def pages() -> dict[Path, str]:
     begin, end = "<!-- made: choices -->", "<!-- end: choices -->"
     before, rest = path.read_text().split(begin)
     after = rest.split(end)[1]
-    return {DOCS / "catalogue.md": catalogue(), path: f"{before}{begin}\n{choices()}\n{end}{after}"}
+    return {
+        DOCS / "catalogue.md": catalogue(),
+        DOCS / "composing.md": composing.page(),
+        path: f"{before}{begin}\n{choices()}\n{end}{after}",
+    }
 
 
 def main() -> int:

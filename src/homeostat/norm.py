@@ -19,6 +19,7 @@ from homeostat.forward import add, asked, run
 from homeostat.frame import Frame, FrameError
 from homeostat.gains import Gain, declares, extent
 from homeostat.sources import Batch, Source
+from homeostat.sources.kalman import OWN as CHOOSING
 
 
 class Norm(nn.Module):
@@ -62,7 +63,9 @@ class Norm(nn.Module):
         self.state_frame = self.frame
         if self.source.names:
             sizes = {**sizes, **self.source.counts}
-            self.state_frame = _remembered_groups(self.source.remembers(self.frame), sizes)
+            groups = self.source.remembers(self.frame)
+            self.state_frame = _remembered_groups(groups, sizes)
+            check_memory(self.source, groups, self.state_frame)
             hold(self, self.source.init(extent(self.state_frame, sizes), **kind), device)
 
     def reset_parameters(self) -> None:
@@ -105,10 +108,19 @@ def hold(layer: nn.Module, state: Mapping[str, Tensor], device: Any = None) -> N
 
 
 def adapt(layer: Any, state_dict: dict[str, Any], prefix: str) -> None:
-    """Memory that another source saved, for this one: domains start from a plain one, a plain one pools domains."""
+    """Memory that another source saved, for this one: domains start from a plain one, a plain one pools domains.
+
+    What is learned beside it stays as it is; what only served to choose a momentum is not needed elsewhere.
+    """
     own = {name: layer._buffers.get(name) for name in layer.source.names if name not in layer.source.learns}
     saved = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-    if any(b is None or is_lazy(b) for b in own.values()) or all(v.shape == own[n].shape for n, v in saved.items()):
+    if "running_mean" not in saved or any(b is None or is_lazy(b) for b in own.values()):
+        return
+    for name in set(CHOOSING) - own.keys():
+        state_dict.pop(prefix + name, None)
+    for name in layer.source.learns:
+        state_dict.setdefault(prefix + name, layer._parameters[name].detach())
+    if saved.keys() == own.keys() and all(v.shape == own[n].shape for n, v in saved.items()):
         return
     state_dict.update({prefix + name: value for name, value in layer.source.adapt(saved, own).items()})
 
@@ -134,6 +146,17 @@ def _check_parts(source: Any, gain: Any) -> None:
         raise TypeError(f"source={source!r} is not a source; pass for instance Running(0.1), Batch() or Frozen().")
     if not (gain is None or isinstance(gain, Gain)):
         raise TypeError(f'gain={gain!r} is not a gain; pass for instance Learned("c").')
+
+
+def check_memory(source: Source, groups: Frame, memory: Frame) -> None:
+    """What is set beside memory in training needs one there for each group; what is learned stands last."""
+    if source.reads and memory.kept != groups.kept:
+        raise FrameError(
+            f'{source} sets each group of "{groups}" beside its memory, and only those of "{memory}" have one; the '
+            f"others are new in every call. Running() remembers their average."
+        )
+    if source.learns and memory.kept != groups.kept[len(groups.kept) - len(memory.kept) :]:
+        raise FrameError(f'{source} learns one number per group of "{memory}": write these last in "{groups}".')
 
 
 def _whole(n: Any) -> Any:

@@ -144,7 +144,7 @@ class Balanced(Learned):
 
     def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
         v, u = layer.weight.double(), None if layer.bias is None else layer.bias.double()
-        member = layer.member.double()  # whatever the layer was cast to
+        member = layer.member.clone().double()  # whatever it was cast to; `trial` writes buffers back
         energy = member @ (v * v if u is None else v * v + u * u)
         scale = energy.clamp_min(1e-300).rsqrt() @ (member * math.sqrt(len(v) / len(self.blocks)))
         return (v * scale).to(layer.weight.dtype), None if u is None else (u * scale).to(layer.weight.dtype)

@@ -53,7 +53,8 @@ class Conditional(Learned):
         at = torch.as_tensor(codes, dtype=torch.int64, device=x.device).reshape(-1)
 
         def of(p: Any) -> Any:
-            return None if p is None else p.index_select(0, at).reshape(*where, *p.shape[1:])
+            rows = None if p is None else p.index_select(0, at)
+            return rows if rows is None or len(where) == 1 else rows.reshape(*where, *p.shape[1:])
 
         return of(layer.weight), of(layer.bias)
 

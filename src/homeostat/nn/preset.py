@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from homeostat.arrays import being_compiled
-from homeostat.norm import adapt, count_skipped, forget, hold
+from homeostat.norm import adapt, check_memory, count_skipped, forget, hold
 from homeostat.sources import BATCH, Running, Source
 
 # What a given source decides itself.
@@ -46,6 +46,7 @@ class Preset:
     def prepare(self: Any, source: Source | None = None) -> None:
         """Add what torch's class lacks: the given source, and the counter of skipped batches."""
         if source is not None:
+            check_memory(source, self.frame, self.state_frame)
             self._given = source
             if hasattr(self, "momentum"):
                 self.momentum = getattr(source, "momentum", None)
@@ -83,6 +84,8 @@ class Preset:
             raise TypeError(
                 f"{source} remembers more than this {type(self).__name__} has; pass source= when making it."
             )
+        if source is not None:
+            check_memory(source, self.frame, self.state_frame)  # type: ignore[attr-defined]
         self._given = source
 
     def default_source(self: Any) -> Source:

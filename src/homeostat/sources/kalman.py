@@ -19,6 +19,7 @@ from homeostat.sources.base import State
 from homeostat.sources.running import Running
 
 LONG = 1000  # batches over which candidates are judged
+OWN = ("candidates", "errors")  # what it remembers to choose by
 GAINS = 11  # from 1 to 1/1024: between two of them the error is at most 6 % too large
 
 
@@ -45,7 +46,7 @@ class Kalman(Running):
     """
 
     momentum: Any = "auto"
-    names: ClassVar[tuple[str, ...]] = (*Running.names, "candidates", "errors")
+    names: ClassVar[tuple[str, ...]] = (*Running.names, *OWN)
 
     def __post_init__(self) -> None:
         if self.momentum != "auto":
@@ -56,6 +57,14 @@ class Kalman(Running):
 
         own = {"candidates": (GAINS, *groups), "errors": (GAINS,)}
         return super().init(groups, **kind) | {name: torch.zeros(shape, **kind) for name, shape in own.items()}
+
+    def adapt(self, saved: dict[str, Array], fresh: State) -> dict[str, Array]:
+        """Of a plain memory: every candidate starts from its mean."""
+        saved = super().adapt(saved, fresh)
+        if "running_mean" not in saved or "candidates" in saved:
+            return saved
+        candidates, errors = fresh["candidates"], fresh["errors"]
+        return saved | {"candidates": saved["running_mean"].expand_as(candidates).clone(), "errors": errors * 0}
 
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         import torch

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homeostat.arrays import Array
-from homeostat.frame import ELLIPSIS, Frame, FrameError
+from homeostat.frame import ELLIPSIS, Frame, FrameError, Label
 from homeostat.moments import Moments
 from homeostat.sources.base import Batch, Call, Regrouped, Source, State, Wrapped
-from homeostat.sources.running import Renorm, Running, pool_domains
+from homeostat.sources.running import Renorm, Running, is_average, pool_domains
 from homeostat.trust import Fixed, Trust
 
 
@@ -30,7 +30,7 @@ class Ghost(Wrapped):
             raise ValueError(
                 f"size={self.size!r} is how many samples are measured together, a whole number of at least 1."
             )
-        if type(self.inner) not in (Running, Batch):
+        if type(self.inner) is not Batch and not is_average(self.inner):
             raise TypeError(f"Ghost measures parts of a batch; {self.inner} compares or groups them otherwise.")
 
     def regroup(self, call: Call) -> Regrouped:
@@ -38,11 +38,13 @@ class Ghost(Wrapped):
         if not call.training or n <= self.size:
             return Regrouped(frame)
         axis = pooled_first(frame, self)
-        if n % self.size or (call.gain is not None and axis in kept_names(call.gain)):
+        spanned = any(axis in label.axes for label in frame.labels)  # a split axis would leave its labels behind
+        if n % self.size or spanned or (call.gain is not None and axis in kept_names(call.gain)):
             import torch
 
-            ghosts = -(-n // self.size)
-            return Regrouped(frame.label("ghost", axis), (), {"ghost": (torch.arange(n) // self.size, ghosts)})
+            label, codes = Label("ghost", (axis,)), (torch.arange(n) // self.size, -(-n // self.size))
+            kept = (*frame.kept, label) if frame.labels else (label, *frame.kept)  # memory's labels stay the first
+            return Regrouped(frame.keep(kept), (), {"ghost": codes})
         split = frame.split(axis, "ghost", axis)
         return Regrouped(split.keep(("ghost", *frame.kept)), (("ghost", n // self.size),))
 

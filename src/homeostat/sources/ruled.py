@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from homeostat.arrays import Array, being_compiled
-from homeostat.frame import Frame, Label
+from homeostat.frame import Frame, FrameError, Label
 from homeostat.moments import Moments
 from homeostat.sources.base import Call, Regrouped, Source, State, Wrapped
 from homeostat.sources.regrouped import pooled_first
-from homeostat.sources.running import Running
+from homeostat.sources.running import Running, is_average
 from homeostat.trust import THROUGH, Rule, Trust
 
 
@@ -32,7 +32,7 @@ class Shrunk(Wrapped):
     def __post_init__(self) -> None:
         if not (isinstance(self.samples, int | float) and self.samples >= 0):
             raise ValueError(f"samples={self.samples!r} is how many samples memory counts as, a number from 0 on.")
-        if type(self.inner) is not Running:
+        if not is_average(self.inner):
             raise TypeError(f"Shrunk shrinks towards a running average; {self.inner} is none.")
 
     def trust(self, state: State, training: bool) -> Trust:
@@ -55,6 +55,8 @@ def recording() -> Iterator[None]:
 
     with hs.recording():
         model(reference)
+
+    What is checkpointed is computed again in the backward pass, which must then run within it too.
     """
     _RECORDING.append(True)
     try:
@@ -125,8 +127,9 @@ class Mixed(Wrapped):
     merges = True
 
     def __post_init__(self) -> None:
-        if len(self.keeps) < 1 or type(self.inner) is not Running:
-            raise TypeError(f"{self}: Mixed mixes one frame or more, and remembers as a running average does.")
+        if len(self.keeps) < 1 or not is_average(self.inner):
+            name = type(self).__name__
+            raise TypeError(f"{name} mixes one frame or more, and remembers a running average; {self.inner} is none.")
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -138,12 +141,18 @@ class Mixed(Wrapped):
         mix = {name: torch.nn.Parameter(torch.zeros(len(self.keeps), **kind)) for name in self.learns}
         return self.inner.init(groups, **kind) | mix
 
-    def _finest(self, frame: Frame) -> tuple[str, ...]:
-        kept = {str(name) for keep in (*self.keeps, *map(str, frame.kept)) for name in keep.split()}
-        return tuple(name for name in frame.names if name in kept)
-
     def regroup(self, call: Call) -> Regrouped:
-        return Regrouped(call.frame.keep(self._finest(call.frame)))
+        names = call.frame.names
+        memory = tuple(item for item in call.frame.kept if item != names[0])
+        parts = [set(keep.split()) for keep in self.keeps]
+        finest = tuple(name for name in names if name in memory or any(name in part for part in parts))
+        known = all(part <= set(names) and (names[0] in part or part == set(memory)) for part in parts)
+        if not known or memory != finest[len(finest) - len(memory) :]:
+            raise FrameError(
+                f'{self} does not fit "{call.frame}": each of its keeps names axes of that, no labels, and one that '
+                f'pools over {names[0]} is what is remembered, "{" ".join(map(str, memory))}", the last axes of all.'
+            )
+        return Regrouped(call.frame.keep(finest))
 
     def trust(self, state: State, training: bool) -> Trust:
         held = None if training else tuple(state[name].clone() for name in ("running_mean", "running_var"))
@@ -154,7 +163,7 @@ class Mixed(Wrapped):
         found = []
         for keep in self.keeps:
             gone = tuple(i for i, name in enumerate(kept) if name not in keep.split())
-            if held is not None and gone in ((), (0,)) and len(keep.split()) == held[0].dim():
+            if held is not None and gone == tuple(range(len(kept) - held[0].dim())):
                 found.append((held[0].to(m.mean.dtype), held[1].to(m.mean.dtype)))
                 continue
             whole = m.over(gone)

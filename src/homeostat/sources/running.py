@@ -87,6 +87,11 @@ def pool_domains(mean: Array, var: Array, tracked: Array | None) -> tuple[Array,
     return center.to(kind), (w * (var + (wide - center) ** 2)).sum(0).to(kind)
 
 
+def is_average(source: Source) -> bool:
+    """Does it trust this tensor in training and an average in evaluation, and nothing else?"""
+    return isinstance(source, Running) and not source.reads
+
+
 def Cumulative() -> Running:
     """The mean of all batches so far: Running with momentum 1 / t."""
     return Running(None)
