@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from homeostat.arrays import Array
+from homeostat.arrays import Array, being_compiled
 from homeostat.frame import ELLIPSIS, Frame, FrameError, Label
 from homeostat.moments import Moments
 from homeostat.sources.base import Batch, Call, Regrouped, Source, State, Wrapped
@@ -77,8 +78,9 @@ class Domain(Wrapped):
         return {self.name: self.n}
 
     def remembers(self, frame: Frame) -> Frame:
-        labelled = any(label.name == self.name for label in frame.labels)
-        return frame if labelled else frame.label(self.name, pooled_first(frame, self))
+        return (
+            _by_domain(frame, self) if being_compiled() else _by_domain_cached(frame, self)
+        )  # a graph traces no cache
 
     def regroup(self, call: Call) -> Regrouped:
         import torch
@@ -132,6 +134,14 @@ class Domain(Wrapped):
             name: value.expand_as(fresh[name]).clone() if name in fresh and value.dim() < fresh[name].dim() else value
             for name, value in saved.items()
         }
+
+
+def _by_domain(frame: Frame, source: Domain) -> Frame:
+    labelled = any(label.name == source.name for label in frame.labels)
+    return frame if labelled else frame.label(source.name, pooled_first(frame, source))
+
+
+_by_domain_cached = cache(_by_domain)
 
 
 def _with_last(rows: Array, last: Array) -> Array:
