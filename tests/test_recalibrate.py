@@ -160,3 +160,15 @@ def test_shift_measures_how_far_new_batches_are_from_what_is_stored():
     assert first.mean == pytest.approx(2, rel=1e-3)
     assert first.var == pytest.approx(1, rel=1e-3)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_batches_without_samples_are_an_error_and_one_value_alone_says_nothing_of_a_spread():
+    model = torch.nn.Sequential(hs.nn.BatchNorm1d(3))
+    for given in ([], [torch.randn(0, 3)]):
+        with pytest.raises(ValueError, match="a single sample"):
+            hs.recalibrate(model, given)
+    with pytest.raises(ValueError, match="reach no layer"):
+        hs.shift(model, [])
+    new, _ = hs.recalibrate(model, [torch.full((1, 3), 4.0), torch.randn(0, 3)])
+    assert new[0].running_mean.tolist() == [4] * 3
+    assert new[0].running_var.tolist() == [1] * 3

@@ -68,6 +68,8 @@ def recalibrate(
     with _evaluating(new):
         before = [t for batch in data for t in tensors_in(call(new, batch))]
         order, samples = _order(new, found, data, call)
+        if not samples:
+            raise ValueError("recalibrate: these batches give no layer with running statistics a single sample.")
         changed = []
         with torch.no_grad():
             for some in [[site] for site in order] if one_by_one else [order]:
@@ -87,6 +89,8 @@ def shift(
     found, _left = _sites(model, layers)
     with _evaluating(model):
         seen = _observe(model, found, batches, forward or _call)
+    if not seen:
+        raise ValueError("shift: these batches reach no layer with running statistics.")
     return tuple(_change(site, seen[site.name]) for site in found if site.name in seen)
 
 
@@ -196,13 +200,11 @@ def _input(args: Any, kwargs: Any) -> Tensor:
 def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change:
     """Write the layer's statistics."""
     layer = site.layer
+    mean, var = _statistics(site, m)
     if prior:
-        share = prior / max(samples, 1)
-        stored = Moments(share * m.count, layer.running_mean.double(), layer.running_var.double() * (share * m.count))
-        both = m + stored
+        count = m.count * (prior / max(samples, 1))
+        both = m + Moments(count, layer.running_mean.double(), layer.running_var.double() * count)
         mean, var = both.mean, both.var()
-    else:
-        mean, var = m.mean, m.m2 / torch.as_tensor(m.count - 1).clamp_min(1)
     change = _compared(site, mean, var)
     if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
         raise ValueError(
@@ -214,7 +216,14 @@ def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change
 
 
 def _change(site: Site, m: Moments) -> Change:
-    return _compared(site, m.mean, m.m2 / torch.as_tensor(m.count - 1).clamp_min(1))
+    return _compared(site, *_statistics(site, m))
+
+
+def _statistics(site: Site, m: Moments) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance; of a group that nobody was measured in, or one value alone, what is stored."""
+    count, layer = torch.as_tensor(m.count).expand_as(m.mean), site.layer
+    mean = torch.where(count > 0, m.mean, layer.running_mean.double())
+    return mean, torch.where(count > 1, m.m2 / (count - 1).clamp_min(1), layer.running_var.double())
 
 
 def _compared(site: Site, mean: Tensor, var: Tensor) -> Change:
