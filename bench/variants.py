@@ -1,7 +1,8 @@
 """Variants: what another source or gain costs, as times the plain norm; forward and backward, end to end.
 
 python -m bench.variants        prints tables: batch norm's variants beside batch norm, RMS norm's beside RMS norm;
-                                and layer norm of a tiny tensor beside an autograd node that does nothing
+                                and layer norm of a tiny tensor, group norm of a small picture, beside an autograd
+                                node that does nothing
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from bench import heap
 from bench.clock import Clock
 from bench.view import table
 
-PICTURES, TOKENS, TINY = (32, 64, 28, 28), (4, 512, 1024), (128, 64)
+PICTURES, TOKENS, TINY, SMALL = (32, 64, 28, 28), (4, 512, 1024), (128, 64), (8, 256, 14, 14)
 
 
 def batch_norms() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -52,7 +53,7 @@ def rms_norms() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 class Nothing(torch.autograd.Function):
-    """What any node written in Python costs: it saves and allocates as a layer norm must, and computes nothing."""
+    """What any node written in Python costs: it saves and allocates as a norm must, and computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,12 +65,11 @@ class Nothing(torch.autograd.Function):
         return tuple(torch.empty_like(t) for t in ctx.saved_tensors)
 
 
-def tiny() -> dict[str, Callable[[Tensor], Tensor]]:
-    d = TINY[-1]
-    weight, bias = (torch.ones(d, requires_grad=True) for _ in range(2))
+def beside_nothing(theirs: nn.Module, ours: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    weight, bias = (torch.ones_like(p, requires_grad=True) for p in ours.parameters())
     return {
-        "torch.nn.LayerNorm": nn.LayerNorm(d),
-        "homeostat": hs.nn.LayerNorm(d),
+        f"torch.nn.{type(theirs).__name__}": theirs,
+        "homeostat": ours,
         "a node that does nothing": lambda x: Nothing.apply(x, weight, bias),
     }
 
@@ -96,7 +96,9 @@ def main() -> None:
     heap.keep()
     torch.manual_seed(0)
     clock = Clock(budget=30)
-    for layers, shape in ((batch_norms(), PICTURES), (rms_norms(), TOKENS), (tiny(), TINY)):
+    tiny = beside_nothing(nn.LayerNorm(TINY[-1]), hs.nn.LayerNorm(TINY[-1]))
+    small = beside_nothing(nn.GroupNorm(32, SMALL[1]), hs.nn.GroupNorm(32, SMALL[1]))
+    for layers, shape in ((batch_norms(), PICTURES), (rms_norms(), TOKENS), (tiny, TINY), (small, SMALL)):
         print(table([f"x {shape}", "ms", "x the first"], measured(layers, shape, clock)), "\n")
 
 

@@ -647,6 +647,37 @@ def test_a_placement_refuses_what_it_has_no_place_for():
         H.Residual(f, norm, branches=12)
 
 
+@pytest.mark.parametrize("size", [1e-21, 1.0, 1e20])
+def test_an_orthogonal_update_removes_what_is_along_a_stream_of_any_size(size):
+    x = torch.randn(4, 8) * size
+    left = H.residual.orthogonal_to(3 * x / size, x)
+    assert (left - (3 * x / size).mean(-1, keepdim=True)).abs().max() < 1e-5
+
+
+def test_the_scale_of_a_branch_may_be_a_parameter():
+    scale, f, x = torch.nn.Parameter(torch.full((8,), 0.5)), torch.nn.Linear(8, 8), tokens()
+    block = H.Residual(f, H.RMSNorm(8), scale=scale)
+    assert any(p is scale for p in block.parameters())
+    torch.testing.assert_close(block(x), x + 0.5 * f(block.norm(x)))
+    with pytest.raises(ValueError, match="branches=-2"):
+        H.Residual(f, H.RMSNorm(8), "deep", branches=-2)
+
+
+def test_a_balanced_gain_at_zero_has_a_finite_gradient():
+    norm = hs.Norm("n d -> d", gain=hs.Balanced("d", blocks=(2, 6)), d=8)
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.zero_()
+    norm(torch.randn(5, 8)).square().sum().backward()
+    assert torch.isfinite(norm.weight.grad).all()
+
+
+def test_an_infinite_value_is_not_missing_from_a_series():
+    x = torch.tensor([1.0, float("inf"), 3.0]).view(1, 3, 1)
+    assert not torch.isfinite(H.Reversible()(x)[0]).any()
+    assert H.Reversible()(torch.tensor([1.0, float("nan"), 3.0]).view(1, 3, 1))[0][0, 1, 0] == 0
+
+
 def test_an_orthogonal_update_adds_nothing_along_the_stream_token_by_token():
     torch.manual_seed(0)
     f, x = torch.nn.Linear(8, 8), tokens()

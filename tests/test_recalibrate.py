@@ -172,3 +172,78 @@ def test_batches_without_samples_are_an_error_and_one_value_alone_says_nothing_o
     new, _ = hs.recalibrate(model, [torch.full((1, 3), 4.0), torch.randn(0, 3)])
     assert new[0].running_mean.tolist() == [4] * 3
     assert new[0].running_var.tolist() == [1] * 3
+
+
+def test_in_one_pass_a_source_that_trusts_its_memory_trusts_the_batch_as_well():
+    data = [torch.randn(16, 3) * 5 + 4]
+    found = []
+    for source in (hs.Running(), hs.Renorm(), hs.Frozen()):
+        torch.manual_seed(2)
+        first, second = (hs.nn.BatchNorm1d(3, source=source) for _ in range(2))
+        new, _ = hs.recalibrate(torch.nn.Sequential(first, torch.nn.Linear(3, 3), second), data, one_by_one=False)
+        assert new[0].source == source
+        found.append(new[2].running_var)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_a_layer_that_runs_twice_does_not_thin_the_prior_of_the_others():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = hs.nn.BatchNorm1d(3), hs.nn.BatchNorm1d(3)
+            self.same = self.b
+
+        def forward(self, x):
+            return self.same(self.b(self.a(x)))
+
+    x = torch.randn(8, 3) + 4
+    new, certificate = hs.recalibrate(Twice(), [x], prior=8)
+    torch.testing.assert_close(new.a.running_mean, x.mean(0) / 2)
+    assert certificate.samples == 8
+    assert [change.layer for change in hs.recalibrate(Twice(), [x], layers="same")[1].changed] == ["same"]
+
+
+def test_a_loader_that_shuffles_shows_every_pass_the_same():
+    data = torch.utils.data.TensorDataset(torch.randn(13, 3) * 3)
+    loader = torch.utils.data.DataLoader(data, batch_size=5, shuffle=True)
+    new, _ = hs.recalibrate(hs.nn.BatchNorm1d(3), loader)
+    _, again = hs.recalibrate(new, loader)
+    assert again.drift < 1e-5
+
+
+def test_drift_is_nan_where_outputs_are_or_where_nothing_can_be_compared():
+    norm, x = hs.nn.BatchNorm1d(3), torch.randn(9, 3) * 3
+    ways = {"nan": lambda m, b: m(b) * float("nan"), "none": lambda m, b: m(b) is None, "held": lambda m, b: Held(m(b))}
+    drifts = {name: hs.recalibrate(norm, [x], forward=way)[1].drift for name, way in ways.items()}
+    assert str(drifts["nan"]) == str(drifts["none"]) == "nan"
+    assert drifts["held"] == pytest.approx(hs.recalibrate(norm, [x])[1].drift)
+
+
+class Held:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_an_error_leaves_even_a_model_changed_in_place_as_it_was():
+    model = torch.nn.Sequential(hs.nn.BatchNorm1d(3), torch.nn.Linear(3, 3), hs.nn.BatchNorm1d(3))
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="not finite"):
+        hs.recalibrate(model, [torch.randn(9, 3)], inplace=True)
+    assert model[0].running_mean.tolist() == [0] * 3
+    half = torch.nn.BatchNorm1d(3).half()
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+        hs.recalibrate(half, [(torch.randn(64, 3) * 3000).half()])
+
+
+def test_what_cannot_be_a_list_of_batches_or_a_prior_is_said_so():
+    norm, x = hs.nn.BatchNorm1d(3), torch.randn(9, 3)
+    with pytest.raises(TypeError, match=r"pass a list of batches, \[x\]"):
+        hs.recalibrate(norm, x)
+    with pytest.raises(ValueError, match="how many samples"):
+        hs.recalibrate(norm, [x], prior="3")
+    with pytest.raises(ValueError, match="has not seen an input yet"):
+        hs.shift(hs.nn.LazyBatchNorm1d(), [x])
+    with pytest.raises(ValueError, match="reach no layer"):
+        hs.shift(norm, [x[:0]])

@@ -122,3 +122,17 @@ def test_where_there_is_no_style_one_is_told():
     style = hs.styles(model, torch.randn(1, 3, 12, 12))
     with pytest.raises(KeyError, match="no style for the norm '4'; it has 1"):
         hs.restyle(model, torch.randn(1, 3, 12, 12), {"1": style["1"]})
+
+
+def test_a_norm_that_is_called_by_keyword_is_restyled_too():
+    class ByName(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = hs.nn.InstanceNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    content, reference = torch.randn(1, 3, 6, 6), torch.randn(1, 3, 7, 7) * 3 + 2
+    plain = torch.nn.Sequential(hs.nn.InstanceNorm2d(3))
+    torch.testing.assert_close(hs.restyle(ByName(), content, reference), hs.restyle(plain, content, reference))

@@ -240,3 +240,14 @@ def test_the_command_line_says_the_same(capsys):
     assert json.loads(capsys.readouterr().out)["noise"] is None
     assert cli.main(["choose", "soup"]) == 2
     assert "none of images" in capsys.readouterr().err
+
+
+def test_identity_on_and_coupling_refuse_values_that_are_not_finite():
+    norm, x = hs.nn.BatchNorm2d(3), torch.full((4, 3, 2, 2), float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        hs.identity_on(norm, [x])
+    assert norm.running_mean.tolist() == [0] * 3
+    with pytest.raises(ValueError, match="not finite"):
+        hs.coupling(norm, x)
+    with torch.no_grad():
+        assert hs.coupling(hs.nn.GroupNorm(2, 4), torch.randn(2, 4, 3), "n c t").groups("c") == 2

@@ -2,7 +2,7 @@
 
     Learned("c")                 one w and b per channel
     Around("c")                  the same, w learned around 0 and applied as 1 + w
-    Balanced("d", (2, 6))        the same, and every block of features keeps its share of the energy
+    Balanced("d", blocks=(2, 6)) the same, and every block of features keeps its share of the energy
 
 conditioned.py has those that are made anew at every call:
 
@@ -146,7 +146,7 @@ class Balanced(Learned):
         v, u = layer.weight.double(), None if layer.bias is None else layer.bias.double()
         member = layer.member.clone().double()  # whatever it was cast to; `trial` writes buffers back
         energy = member @ (v * v if u is None else v * v + u * u)
-        scale = energy.clamp_min(1e-300).rsqrt() @ (member * math.sqrt(len(v) / len(self.blocks)))
+        scale = energy.clamp_min(1e-30).rsqrt() @ (member * math.sqrt(len(v) / len(self.blocks)))
         return (v * scale).to(layer.weight.dtype), None if u is None else (u * scale).to(layer.weight.dtype)
 
 

@@ -44,8 +44,12 @@ class Conditional(Learned):
 
         label = layer.label
         name, n = label.name, layer.counts[label.name]
+        if torch.is_tensor(given.get(name)) and not given[name].is_floating_point():
+            given[name] = given[name], n  # the layer knows how many there are
         if not is_coded(given.get(name)) or given[name][1] != n:
-            raise FrameError(f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=(codes, {n}).")
+            raise FrameError(
+                f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=codes, integers from 0 to {n - 1}."
+            )
         lengths = lengths_of(layer, x)
         where = tuple(lengths[axis] for axis in label.axes)
         shared = any(one.name == name for one in layer.frame.labels)  # then the frame needs it too

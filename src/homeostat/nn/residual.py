@@ -32,7 +32,7 @@ Branch = nn.Module | Callable[..., Tensor]
 
 
 class Residual(nn.Module):
-    """x + s f(N(x)) and its siblings; `scale` is a number, or a module such as LayerScale(d) or ReZero().
+    """x + s f(N(x)) and its siblings; `scale` is a number, a parameter, or a module such as LayerScale(d) or ReZero().
 
     `norm` is a norm, copied where the placement needs two, or a pair of them; extra arguments of a call go to the
     branch. `branches` is for "deep" alone.
@@ -43,7 +43,7 @@ class Residual(nn.Module):
         f: Branch | tuple[Branch, Branch],
         norm: nn.Module | tuple[nn.Module, nn.Module],
         placement: str = "pre",
-        scale: float | nn.Module = 1.0,
+        scale: float | Tensor | nn.Module = 1.0,
         orthogonal: bool = False,
         branches: int | None = None,
     ) -> None:
@@ -54,6 +54,7 @@ class Residual(nn.Module):
         self.norm, self.after = pair
         self.placement, self.orthogonal = placement, orthogonal
         self.scale: Any = scale
+        self.scaled = callable(scale) or isinstance(scale, Tensor) or scale != 1
         self.stream = 1.0 if branches is None else branches**0.25
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,13 +62,14 @@ class Residual(nn.Module):
         u = u if self.after is None else self.after(u)
         u = u if self.out is None else self.out(u)
         u = orthogonal_to(u, x) if self.orthogonal else u
-        u = self.scale(u) if callable(self.scale) else u if self.scale == 1 else u * self.scale
+        if self.scaled:
+            u = self.scale(u) if callable(self.scale) else u * self.scale
         total: Tensor = (x if self.stream == 1 else x * self.stream) + u
         return self.norm(total) if self.placement in AFTER else total
 
     def extra_repr(self) -> str:
         stream = "" if self.stream == 1 else f", stream={self.stream:.4g}"
-        scale = "" if callable(self.scale) or self.scale == 1 else f", scale={self.scale}"
+        scale = f", scale={self.scale}" if self.scaled and not isinstance(self.scale, nn.Module | Tensor) else ""
         return f'placement="{self.placement}"{stream}{scale}{", orthogonal=True" if self.orthogonal else ""}'
 
 
@@ -92,6 +94,8 @@ def _check(f: Any, norm: Any, placement: str, branches: int | None) -> None:
         raise ValueError(f'"{placement}" has one norm; a pair is for {", ".join(TWICE)}.')
     if (branches is None) == (placement == "deep"):
         raise ValueError(f'"{placement}", branches={branches}: "deep" needs them, two per layer; no other takes any.')
+    if branches is not None and branches < 1:
+        raise ValueError(f"branches={branches} is how many branches the network has, at least 1.")
 
 
 def orthogonal_to(u: Tensor, x: Tensor) -> Tensor:
@@ -100,6 +104,8 @@ def orthogonal_to(u: Tensor, x: Tensor) -> Tensor:
     v, z = u.to(wide), x.to(wide)
     mean = v.mean(-1, keepdim=True)
     v, z = v - mean, z - z.mean(-1, keepdim=True)
+    size = z.abs().amax(-1, keepdim=True)  # squares of z neither vanish nor overflow
+    z = z / torch.where(size > 0, size, 1.0)
     square = (z * z).sum(-1, keepdim=True)
     along = (v * z).sum(-1, keepdim=True) / square.clamp_min(torch.finfo(wide).tiny)
     return (v - along * z + mean).to(u.dtype)

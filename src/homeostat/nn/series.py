@@ -35,7 +35,7 @@ class Reversible(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels or 0)) if affine else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Reading]:
-        seen = torch.isfinite(x)
+        seen = ~torch.isnan(x)
         y, reading = normalize(x, "n t c -> n c", eps=self.eps, where=seen, return_reading=True)
         y = y.masked_fill(~seen, 0.0)
         return (y if self.weight is None else y * self.weight + self.bias), reading

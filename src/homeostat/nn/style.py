@@ -89,10 +89,15 @@ def _at_norms(net: nn.Module, f: Callable[[str, Norm, Tensor], Tensor]) -> Itera
     for name, module in net.named_modules():
         if (frame := _frame_of(module)) is not None:
 
-            def before(_: Any, args: tuple[Any, ...], name: str = name, frame: Norm = frame) -> Any:
-                return (f(name, frame, args[0]), *args[1:]) if args[0].dim() > 2 else None
+            def before(_: Any, args: tuple[Any, ...], given: Any, name: str = name, frame: Norm = frame) -> Any:
+                word = "" if args else next(iter(given))  # x comes first, or by its name
+                x = given[word] if word else args[0]
+                if x.dim() <= 2:
+                    return None
+                new = f(name, frame, x)
+                return (args, given | {word: new}) if word else ((new, *args[1:]), given)
 
-            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
     try:
         yield
     finally:

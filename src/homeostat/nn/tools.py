@@ -51,6 +51,7 @@ class Coupling:
         return ", ".join(said)
 
 
+@torch.enable_grad()
 def coupling(norm: nn.Module | Callable[[Tensor], Tensor], x: Tensor, axes: str = "") -> Coupling:
     """Which input gradients touch which outputs, axis by axis. `axes` are names for those of x, as "n c h w".
 
@@ -61,6 +62,8 @@ def coupling(norm: nn.Module | Callable[[Tensor], Tensor], x: Tensor, axes: str 
     if len(names) != x.dim():
         raise ValueError(f'axes="{axes}" names {len(names)} axes; x has {x.dim()}.')
     f = copy.deepcopy(norm).double() if isinstance(norm, nn.Module) else norm
+    if not torch.isfinite(x).all():
+        raise ValueError("coupling follows gradients, and x has values that are not finite.")
     z = x.detach().double().requires_grad_()
     y = f(z)
     if y.shape != x.shape:
@@ -102,6 +105,10 @@ def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor],
             norm.eval()
             pairs = [(norm(x), target(x)) for x in data]
             w, b = _line([_sums(norm, y, t) for y, t in pairs], norm.bias is not None)
+            if not (torch.isfinite(w).all() and torch.isfinite(b).all()):
+                raise ValueError(
+                    "identity_on: these batches have values that are not finite; the norm stays as it was."
+                )
             norm.weight.copy_(w)
             if norm.bias is not None:
                 norm.bias.copy_(b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Certificate:
-    """`drift` is the largest change of an output on the batches, in root mean squares of that output before."""
+    """`drift` is the largest change of an output on the batches, in root mean squares of that output before.
+
+    It is NaN where outputs are, or where there was no tensor among them.
+    """
 
     act: str
     changed: tuple[Change, ...]
@@ -44,6 +48,8 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
         value = value.values()
+    elif hasattr(value, "__dict__") and not _is_nest(value):
+        value = vars(value).values()
     return [t for item in value for t in tensors_in(item)] if _is_nest(value) else []
 
 
@@ -52,10 +58,11 @@ def _is_nest(value: Any) -> bool:
 
 
 def drift_of(before: list[Tensor], after: list[Tensor]) -> float:
-    """The largest |after - before|, in root mean squares of `before`."""
-    worst = 0.0
+    """The largest |after - before|, in root mean squares of `before`; NaN where there is nothing to compare."""
+    worst = 0.0 if before else math.nan
     for old, new in zip(before, after, strict=True):
         if old.numel():
             step = (new.double() - old.double()).abs().max()
-            worst = max(worst, float(step / old.double().square().mean().sqrt().clamp_min(torch.finfo(old.dtype).tiny)))
+            size = old.double().square().mean().sqrt().clamp_min(torch.finfo(old.dtype).tiny)
+            worst = float(torch.maximum(torch.tensor(worst, dtype=torch.float64), (step / size).cpu()))  # keeps NaN
     return worst

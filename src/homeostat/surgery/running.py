@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from homeostat.frame import Frame
 from homeostat.moments import Moments
@@ -24,7 +25,7 @@ from homeostat.nn.preset import Preset
 from homeostat.nn.states import check_module, trial
 from homeostat.norm import Norm
 from homeostat.reading import measure
-from homeostat.sources import Frozen, Running
+from homeostat.sources import BATCH, Frozen, Running
 from homeostat.surgery.certificate import Certificate, Change, drift_of, tensors_in
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,29 +57,33 @@ def recalibrate(
     `prior` counts the stored statistics as so many samples beside the new ones; without it they are replaced. Layers
     are taken in the order they run, a pass each, because every one changes what the next is given; `one_by_one=False`
     takes one pass, in which each layer normalizes by the batch at hand. `layers` are names, with * and ?. `forward`
-    calls the model on a batch; without it a tensor is the input, of a sequence the first is, a dict is keywords.
+    calls the model on a batch; without it a tensor is the input, of a sequence the first is, a dict is keywords. The
+    batches are held in memory, so that a loader that shuffles shows every pass the same. A sample is an entry of the
+    first axis of what a layer is given. After an error the model is as it was.
     """
     check_module(model, "recalibrate")
-    if prior is not None and not 0 <= prior < float("inf"):
+    if prior is not None and not (isinstance(prior, int | float) and 0 <= prior < float("inf")):
         raise ValueError(f"prior={prior!r} is how many samples the stored statistics count as, a number from 0 on.")
-    data = batches if isinstance(batches, list) or not hasattr(batches, "__next__") else list(batches)
+    if isinstance(batches, Tensor | dict):
+        raise TypeError(f"batches is one {type(batches).__name__}; pass a list of batches, [x].")
+    data = list(batches)
     call = forward or _call
     new = model if inplace else copy.deepcopy(model)
     found, left = _sites(new, layers)
-    with _evaluating(new):
+    with _evaluating(new), _undone_on_error(found):
         before = [t for batch in data for t in tensors_in(call(new, batch))]
         order, samples = _order(new, found, data, call)
-        if not samples:
+        if not any(samples.values()):
             raise ValueError("recalibrate: these batches give no layer with running statistics a single sample.")
         changed = []
         with torch.no_grad():
             for some in [[site] for site in order] if one_by_one else [order]:
                 seen = _observe(new, some, data, call, by_batch=not one_by_one)
-                changed += [_settle(site, seen[site.name], samples, prior) for site in some]
+                changed += [_settle(site, seen[site.name], samples[site.name], prior) for site in some]
         after = [t for batch in data for t in tensors_in(call(new, batch))]
     ran = {site.name for site in order}
     left += [(site.name, "these batches do not reach it") for site in found if site.name not in ran]
-    return new, Certificate("recalibrated", tuple(changed), tuple(left), drift_of(before, after), samples)
+    return new, Certificate("recalibrated", tuple(changed), tuple(left), drift_of(before, after), max(samples.values()))
 
 
 def shift(
@@ -89,6 +94,7 @@ def shift(
     found, _left = _sites(model, layers)
     with _evaluating(model):
         seen = _observe(model, found, batches, forward or _call)
+    seen = {name: m for name, m in seen.items() if (torch.as_tensor(m.count) > 0).any()}
     if not seen:
         raise ValueError("shift: these batches reach no layer with running statistics.")
     return tuple(_change(site, seen[site.name]) for site in found if site.name in seen)
@@ -103,10 +109,13 @@ def _call(model: nn.Module, batch: Any) -> Any:
 def _sites(model: nn.Module, layers: str | Iterable[str]) -> tuple[list[Site], list[tuple[str, str]]]:
     """Layers with running statistics that are asked for; those that cannot be taken, and why."""
     wanted = (layers,) if isinstance(layers, str) else tuple(layers)
-    found, left = [], []
-    for name, layer in model.named_modules():
+    found: list[Site] = []
+    left: list[tuple[str, str]] = []
+    for name, layer in model.named_modules(remove_duplicate=False):
         if getattr(layer, "running_mean", None) is None or not any(fnmatchcase(name, one) for one in wanted):
             continue
+        if any(layer is site.layer for site in found):
+            continue  # another name for it
         why = _cannot(layer)
         if why:
             left.append((name, why))
@@ -123,6 +132,8 @@ def _sites(model: nn.Module, layers: str | Iterable[str]) -> tuple[list[Site], l
 
 
 def _cannot(layer: Any) -> str:
+    if is_lazy(layer.running_mean):
+        return "it has not seen an input yet"
     if isinstance(layer, Norm | Preset):
         source = layer.source.inner if isinstance(layer.source, Frozen) else layer.source
         if not isinstance(source, Running) or source.counts:
@@ -145,19 +156,37 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _order(model: nn.Module, found: list[Site], data: Iterable[Any], call: Forward) -> tuple[list[Site], int]:
-    """Sites as they first run, and how many samples there are."""
+@contextmanager
+def _undone_on_error(sites: list[Site]) -> Iterator[None]:
+    held = [(site.layer, site.layer.running_mean.clone(), site.layer.running_var.clone()) for site in sites]
+    try:
+        yield
+    except BaseException:
+        for layer, mean, var in held:
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(var)
+        raise
+
+
+def _order(
+    model: nn.Module, found: list[Site], data: Iterable[Any], call: Forward
+) -> tuple[list[Site], dict[str, int]]:
+    """Sites as they first run, and how many samples each is given; one that runs twice has the samples of once."""
     ran: dict[str, Site] = {}
-    lengths: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    now: set[str] = set()
 
     def note(site: Site, layer: Any, args: Any, kwargs: Any) -> None:
         ran.setdefault(site.name, site)
-        lengths[site.name] = lengths.get(site.name, 0) + len(_input(args, kwargs))
+        if site.name not in now:
+            samples[site.name] = samples.get(site.name, 0) + len(_input(args, kwargs))
+            now.add(site.name)
 
     with _hooked(found, note):
         for batch in data:
+            now.clear()
             call(model, batch)
-    return list(ran.values()), max(lengths.values(), default=0)
+    return list(ran.values()), samples
 
 
 def _observe(
@@ -172,14 +201,31 @@ def _observe(
         m = measure(_input(args, kwargs).detach(), site.frame, where=where, **sizes)
         seen[site.name] = m + seen[site.name] if site.name in seen else m
 
-    with _hooked(sites, add), trial(model):
-        for site in sites:
-            site.layer.training = by_batch
+    with _hooked(sites, add), trial(model), _by_batch(sites) if by_batch else nullcontext():
         for batch in data:
             call(model, batch)
-        for site in sites:
-            site.layer.training = False
     return seen
+
+
+@contextmanager
+def _by_batch(sites: list[Site]) -> Iterator[None]:
+    """These layers trust the batch at hand and nothing else, whatever their source."""
+    held = [(site.layer, site.layer.__dict__.get("_given"), site.layer.__dict__.get("source")) for site in sites]
+    for layer, _given, source in held:
+        layer.training = True
+        if isinstance(layer, Preset):
+            layer._given = BATCH
+        elif source is not None:
+            layer.source = BATCH
+    try:
+        yield
+    finally:
+        for layer, given, source in held:
+            layer.training = False
+            if isinstance(layer, Preset):
+                layer._given = given
+            elif source is not None:
+                layer.source = source
 
 
 @contextmanager
@@ -206,9 +252,10 @@ def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change
         both = m + Moments(count, layer.running_mean.double(), layer.running_var.double() * count)
         mean, var = both.mean, both.var()
     change = _compared(site, mean, var)
-    if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
+    if not all(torch.isfinite(part.to(layer.running_mean.dtype)).all() for part in (mean, var)):
         raise ValueError(
-            f"{site.name}: these batches give it statistics that are not finite; nothing was changed there."
+            f"{site.name}: these batches give it statistics that are not finite in {layer.running_mean.dtype}; "
+            f"nothing was changed."
         )
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)
