@@ -49,7 +49,7 @@ def test_in_evaluation_the_remembered_statistics_serve():
 def test_labels_that_are_missing_or_of_another_number_are_refused_by_name():
     norm, x, kind = layer()
     for given in ({}, {"kind": kind}, {"kind": (kind, 4)}):
-        with pytest.raises(hs.FrameError, match=r"pass kind=\(codes, 3\)"):
+        with pytest.raises(hs.FrameError, match=r"or \(codes, 3\)"):
             norm(x, **given)
     with pytest.raises(hs.FrameError, match="code 3"):
         norm(x, kind=(kind + 1, 3))
@@ -64,3 +64,12 @@ def test_a_table_of_gains_is_saved_and_loaded():
         again.weight.zero_()
     again.load_state_dict(norm.state_dict())
     assert torch.equal(again(x, kind=(kind, 3)), norm(x, kind=(kind, 3)))
+
+
+def test_codes_alone_are_enough_where_the_layer_knows_how_many_kinds_there_are():
+    torch.manual_seed(0)
+    norm = hs.Norm("n c -> c", gain=hs.Conditional("kind[n] c"), kind=3, c=4)
+    with torch.no_grad():
+        norm.weight.normal_()
+    x, codes = torch.randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    torch.testing.assert_close(norm(x, kind=codes), norm(x, kind=(codes, 3)))

@@ -48,7 +48,8 @@ class Conditional(Learned):
             given[name] = given[name], n  # the layer knows how many there are
         if not is_coded(given.get(name)) or given[name][1] != n:
             raise FrameError(
-                f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=codes, integers from 0 to {n - 1}."
+                f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=codes, a tensor of integers, "
+                f"or (codes, {n})."
             )
         lengths = lengths_of(layer, x)
         where = tuple(lengths[axis] for axis in label.axes)
