@@ -48,11 +48,12 @@ def test_in_evaluation_the_remembered_statistics_serve():
 
 def test_labels_that_are_missing_or_of_another_number_are_refused_by_name():
     norm, x, kind = layer()
-    for given in ({}, {"kind": kind}, {"kind": (kind, 4)}):
+    for given in ({}, {"kind": kind.float()}, {"kind": (kind, 4)}):
         with pytest.raises(hs.FrameError, match=r"or \(codes, 3\)"):
             norm(x, **given)
-    with pytest.raises(hs.FrameError, match="code 3"):
-        norm(x, kind=(kind + 1, 3))
+    for given in (kind + 1, (kind + 1, 3)):
+        with pytest.raises(hs.FrameError, match="code 3"):
+            norm(x, kind=given)
     with pytest.raises(hs.FrameError, match="stands first"):
         hs.Norm("n c -> c", gain=hs.Conditional("c kind[n]"), kind=3, c=6)
 
