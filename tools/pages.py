@@ -192,8 +192,8 @@ def catalogue() -> str:
             "",
             f"## {title}",
             "",
-            "| name | equation | frame | paper | checked against |",
-            "|---|---|---|---|---|",
+            "| name | equation | frame | source | statistic | gain | paper | checked against |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         lines += [_row(entry) for entry in entries]
     return "\n".join(lines) + "\n"
@@ -207,7 +207,8 @@ def _row(entry: Entry) -> str:
     paper = re.search(r"arXiv:(\d+\.\d+)", said)
     link = f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else ""
     own = f"{entry.oracle}. Own code: {entry.own}" if entry.own else entry.oracle
-    return f"| {entry.name} | {_escaped(_first(said))} | {_escaped(_frame(made))} | {link} | {own} |"
+    parts = " | ".join(map(_escaped, _parts(made)))
+    return f"| {entry.name} | {_escaped(_first(said))} | {parts} | {link} | {own} |"
 
 
 def _first(said: str) -> str:
@@ -216,14 +217,18 @@ def _first(said: str) -> str:
     return re.sub(r" [A-Z][\w& ,.-]* \d{4}[^.]*, arXiv:[\d.]+\.?$", "", text)
 
 
-def _frame(made: Any) -> str:
+def _parts(made: Any) -> tuple[str, str, str, str]:
+    """Frame, source, statistic and gain, as far as it has them."""
     if isinstance(made, hs.Gain):
-        return f"gain {made.keep}"
+        return "", "", "", made.keep
     frame = getattr(made, "frame", None)
     if not isinstance(frame, hs.Frame):
-        return ""
+        return "", "", "", ""
     gain = getattr(made, "gain_frame", None)
-    return f"{frame}" + (f", gain {str(gain).split('->')[1].strip() or '1'}" if gain is not None else "")
+    kept = "" if gain is None else str(gain).split("->")[1].strip() or "one for all"
+    kind = getattr(made, "gain", None)
+    named = kept if kind is None or type(kind) is hs.Learned else f"{type(kind).__name__}: {kept}"
+    return str(frame), type(made.source).__name__, "mean, variance" if made.center else "mean square", named
 
 
 def _placement(kind: str) -> str:
