@@ -4,7 +4,7 @@
 #pragma once
 
 #include "norm.hpp"
-#include "simd.hpp"
+#include "vectors.hpp"
 
 #include <algorithm>
 

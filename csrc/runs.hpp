@@ -2,7 +2,7 @@
 #pragma once
 
 #include "norm.hpp"
-#include "simd.hpp"
+#include "vectors.hpp"
 
 #include <algorithm>
 #include <cmath>
