@@ -171,7 +171,8 @@ def method(data: Data) -> str:
 - One process; the contenders of a cell take turns. The median of {standard.samples} clean samples is reported: the
   machine was idle before it, none of our threads was taken off its core during it, and nobody else wanted a core after
   it. Of {len(timings)} medians, {few} had fewer such samples; {dropped} samples were dropped. A call quicker than
-  {1e3 * clock.SHORTEST:g} ms is repeated within its sample.
+  {1e3 * clock.SHORTEST:g} ms is repeated within its sample, and made as often right before it: after a pause, code and
+  data come from farther away.
 - The C library is told to keep freed memory below {heap.LARGEST >> 20} MiB, for all contenders: whether it hands some
   back, to be paid for page by page in the next call, is luck of the heap's layout (bench/heap.py).
 - Through the public modules: allocation of outputs and the autograd graph are included; gradients of x and of the

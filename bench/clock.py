@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 LOAD = Path("/proc/loadavg")
-SHORTEST = 5e-4  # seconds: a quicker call is repeated within its sample
-MOST_REPEATS = 100
+SHORTEST = 2e-3  # seconds: a quicker call is repeated within its sample, and as often before it
+MOST_REPEATS = 400
 WARMED = 0.02  # seconds: a slower call does not notice what lay in the cache before it
 FEWEST = 3  # clean samples; below that the others are counted too
 
@@ -67,8 +67,8 @@ class _Samples:
 
     def take(self, patience: float, threads: int) -> None:
         quiet = wait_until_idle(patience)
-        if self.warm:
-            self.call()
+        if self.warm:  # after a pause, code and data come from far away: that is no steady state
+            _seconds(self.call, self.repeats)
         switches = _switches()
         seconds = _seconds(self.call, self.repeats)
         # Our own workers still spin for the next parallel region, so as many as we use may want a core.

@@ -195,7 +195,7 @@ template <bool STREAM, class T> struct RowsBackward {
     // of neighbouring a where all a share it, else those of one a.
     void all_rows(int threads) const {
         constexpr i64 FLUSH = 256; // rows summed in float before the sum goes to double
-        const bool packed = packs(call, n);
+        const bool packed = packs_back<T>(call, n);
         const i64 together = packed ? PACK : 2;
         const i64 lines = l.gc ? l.C : 1, width = lines * n; // of the gain, for one a
         const bool learns = f.dweight || f.dbias, own = l.ga != 0;

@@ -141,7 +141,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const auto place_of = [&](i64 strand) {
         return abreast > 1 ? Runs::Place{strand / l.C, 0, strand % l.C} : runs.place(strand);
     };
-    const bool packed = whole && l.B == 1 && !call.label && packs(call, l.S);
+    const bool packed = whole && l.B == 1 && !call.label && packs_back<T>(call, l.S);
     vector<double> pull(std::size_t(strands * l.P * 2));
     const auto look = [&](i64 strand, Runs::Place s, i64 p) {
         const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;

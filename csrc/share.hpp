@@ -61,6 +61,13 @@ template <class T> i64 ahead_of(i64 n, bool one_run) { return one_run && n * i64
 // May runs of n go PACK at a time?
 bool packs(const Call &call, i64 n) { return n <= SHORT && !call.where && call.trust == Trust::through; }
 
+// On the way back too? A processor reads ahead along few runs; x, dy and dx of PACK are too many, unless they are so
+// short that it does not come to that, or in the cache.
+template <class T> bool packs_back(const Call &call, i64 n) {
+    constexpr i64 size = sizeof(T);
+    return packs(call, n) && (n * size <= 512 || call.at.elements() * size <= 512 << 10);
+}
+
 // Statistics of PACK groups of one run each, from i on; x is the first of n elements of the first.
 template <class T> INLINE void settle_pack(const Call &call, const Forward &f, const T *x, i64 n, i64 i) {
     const double share = 1.0 / double(n);
