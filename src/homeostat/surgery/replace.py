@@ -1,0 +1,226 @@
+"""Replace: any norm by any norm, its gain refitted so that the model's function changes as little as possible."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from homeostat.nn.adopt import plain_class
+from homeostat.nn.states import check_module
+from homeostat.recognising import Found, Recognised, recognise
+from homeostat.sources import Source
+from homeostat.surgery.calling import Forward, call, compared, evaluating, listed, samples_in
+from homeostat.surgery.certificate import Certificate, Change
+from homeostat.surgery.refit import hooked, order_of, refit
+from homeostat.surgery.swaps import Swap, cannot_move, names_of, put, ties_of, undo
+from homeostat.surgery.targets import Impossible, Target, make, same_statistic
+
+M = TypeVar("M", bound=nn.Module)
+Key = str | Callable[[nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Replaced(Change):
+    """`drift` is the largest move of its output on the batches, in root mean squares of it before.
+
+    `before` and `after` refitting it, its output is off from the old one's by so much, the root of
+    |y - old|^2 / |old - its mean|^2: `after` is what no gain can mend. NaN where nothing was refitted; `note` says why.
+    """
+
+    into: str
+    drift: float
+    before: float
+    after: float
+    note: str
+
+    def __str__(self) -> str:
+        said = f"{self.layer} ({self.kind}) is now {self.into}: moves {self.drift:.3g} rms"
+        fit = (
+            ""
+            if math.isnan(self.after)
+            else f", off by {self.after:.3g} ({self.before:.3g} before its gain was refitted)"
+        )
+        return said + fit + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Replacement(Certificate):
+    """`carried` is the drift of the outputs before any gain was refitted."""
+
+    carried: float
+    swaps: tuple[Swap, ...] = field(repr=False, compare=False)
+
+    def undo(self, model: M, inplace: bool = False) -> M:
+        """The model with the norms it had before, parameters and memory bit for bit; the rest as it is now."""
+        return undo(model, self.swaps, inplace)
+
+
+def replace(
+    model: M,
+    what: Mapping[Key, Target],
+    keep_function_on: Iterable[Any] = (),
+    *,
+    forward: Forward = call,
+    inplace: bool = False,
+) -> tuple[M, Replacement]:
+    """A copy of the model with other norms, and by how much that changes it.
+
+        replace(model, {"BatchNorm*": hs.nn.GroupNorm}, keep_function_on=batches)
+
+    `what` says which: names of classes or of layers, with * and ?, or a function of the module. And into what: a class,
+    made to measure; a factory, new = f(old); or a source, for the same layer with other statistics. Gains go along
+    where they fit. With batches they are refitted, one layer after the other in the order they run, to what the layer
+    made before, given what it is given now; and norms written by hand are recognised by their behaviour.
+    `certificate.undo(new)` puts everything back.
+    """
+    check_module(model, "replace")
+    _check(what)
+    data = listed(keep_function_on)
+    found = recognise(model, data, forward)
+    wanted = {one.name: target for one in found if (target := _target(model, one.name, what)) is not None}
+    left = {name: why for name, why in found.left if _target(model, name, what) is not None}
+    if not wanted and (lazy := [why for why in left.values() if "not seen an input" in why]):
+        raise ValueError(f"replace: {lazy[0]}: run the model once.")
+    if not wanted and not left:
+        raise ValueError(
+            f"replace: {_listed(what)} is none of the norms of this model: {_listed(found) or 'it has none'}."
+        )
+    if inplace and "" in wanted:
+        raise ValueError("replace: the model is itself the norm, so it cannot be replaced in place.")
+    new: Any
+    old, new = (copy.deepcopy(model), model) if inplace else (model, copy.deepcopy(model))
+    swaps = _made(old, new, found, wanted, left, data, forward)
+    try:
+        for swap in swaps:
+            new = put(new, swap.names, swap.old, swap.new)
+        changed, outputs = _fitted(old, new, found, swaps, data, forward)
+    except BaseException:
+        undo(new, tuple(swaps), inplace=True)
+        raise
+    samples = samples_in(data)
+    return new, Replacement("replaced", changed, tuple(left.items()), outputs[1], samples, outputs[0], tuple(swaps))
+
+
+def _made(
+    old: nn.Module,
+    new: nn.Module,
+    found: Recognised,
+    wanted: dict[str, Target],
+    left: dict[str, str],
+    data: list[Any],
+    forward: Forward,
+) -> list[Swap]:
+    """What goes where; `left` learns what cannot, and why."""
+    swaps: list[Swap] = []
+    for name, target in wanted.items():
+        module = new.get_submodule(name)
+        ties = ties_of(new, module)
+        try:
+            if why := cannot_move(module):
+                raise Impossible(why)
+            made = make(found[name], module, target, bool(data))
+            _tie(module, made, ties)
+        except Impossible as why:
+            left[name] = str(why)
+            continue
+        swaps.append(Swap(names_of(new, module), module, made, ties))
+    wrong = _tried(old, {swap.names[0]: swap.new for swap in swaps}, data, forward)
+    left.update(wrong)
+    return [swap for swap in swaps if swap.names[0] not in wrong]
+
+
+def _tie(old: nn.Module, new: nn.Module, ties: tuple[tuple[str, str], ...]) -> None:
+    """A parameter that others hold too stays the same one."""
+    for name, other in ties:
+        p = dict(old.named_parameters())[name]
+        mine = new._parameters.get(name)
+        if mine is None or mine.shape != p.shape:
+            raise Impossible(f"its {name} is tied to {other}, and the new norm has none of that shape")
+        new._parameters[name] = p
+
+
+def _tried(old: nn.Module, made: dict[str, nn.Module], data: list[Any], forward: Forward) -> dict[str, str]:
+    """Those that cannot be called as the old ones are, on a first batch, and why."""
+    wrong: dict[str, str] = {}
+
+    def attempt(name: str) -> Callable[..., None]:
+        def hook(_layer: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
+            given = [value.clone() if isinstance(value, Tensor) else value for value in args]
+            try:
+                shape = getattr(copy.deepcopy(made[name]).eval()(*given, **kwargs), "shape", None)
+            except Exception as error:
+                wrong[name] = f"{type(made[name]).__name__} cannot be called as it is: {str(error).splitlines()[0]}"
+                return
+            if shape != getattr(y, "shape", None):
+                wrong[name] = f"{type(made[name]).__name__} gives {shape}, not {getattr(y, 'shape', None)}"
+
+        return hook
+
+    hooks = [old.get_submodule(name).register_forward_hook(attempt(name), with_kwargs=True) for name in made]
+    with hooked(*hooks), evaluating(old):
+        for batch in data[:1]:
+            forward(old, batch)
+    return wrong
+
+
+def _fitted(
+    old: nn.Module, new: nn.Module, found: Recognised, swaps: list[Swap], data: list[Any], forward: Forward
+) -> tuple[tuple[Replaced, ...], tuple[float, float]]:
+    """Every new norm refitted, in the order they run; how far they and the outputs move before and after."""
+    by_name = {swap.names[0]: swap for swap in swaps}
+    order = order_of(new, list(by_name), data, forward)
+    carried, _ = compared(old, new, data, forward)
+    why = "these batches do not reach it" if data else "there are no batches to refit it on"
+    fits = dict.fromkeys(by_name, (math.nan, math.nan, why))
+    for name in order:
+        swap = by_name[name]
+        if swap.ties:
+            fits[name] = math.nan, math.nan, f"not refitted: its {swap.ties[0][0]} is tied to {swap.ties[0][1]}"
+        elif same_statistic(found[name], swap.new) or _is_source(swap):
+            fits[name] = math.nan, math.nan, ""
+        else:
+            fits[name] = refit(old, new, name, data, forward)
+    drift, moved = compared(old, new, data, forward, order)
+    changed = [
+        Replaced(name, found[name].kind, type(swap.new).__name__, moved.get(name, math.nan), *fits[name])
+        for name, swap in by_name.items()
+    ]
+    return tuple(changed), (carried, drift)
+
+
+def _is_source(swap: Swap) -> bool:
+    """Was only its source exchanged? Then its parameters are the very same."""
+    return any(p is q for p in swap.old.parameters() for q in swap.new.parameters())
+
+
+def _target(model: nn.Module, name: str, what: Mapping[Key, Target]) -> Target | None:
+    """What this layer shall become; None where it was not asked for."""
+    module = model.get_submodule(name)
+    words = (plain_class(module).__name__, *names_of(model, module))
+    for key, target in what.items():
+        if key(module) if callable(key) else any(fnmatchcase(word, key) for word in words):
+            return target
+    return None
+
+
+def _check(what: Any) -> None:
+    if not isinstance(what, Mapping) or not what:
+        raise TypeError(f'what={what!r} says which norms become what, as in {{"BatchNorm*": hs.nn.GroupNorm}}.')
+    for key, target in what.items():
+        if not (isinstance(key, str) or callable(key)):
+            raise TypeError(f"{key!r} is no name, with * and ?, of classes or layers, and no function of a module.")
+        if isinstance(target, nn.Module) or not (isinstance(target, Source) or callable(target)):
+            raise TypeError(
+                f"{key!r} shall become {target!r}, which is no class, factory or source; one module cannot take many "
+                f"places: give lambda old: ..."
+            )
+
+
+def _listed(found: Iterable[Any]) -> str:
+    return ", ".join(f"{one.name or 'itself'} ({one.kind})" if isinstance(one, Found) else repr(one) for one in found)
