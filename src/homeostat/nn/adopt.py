@@ -25,7 +25,7 @@ THEIRS = {mine: theirs for theirs, mine in OURS.items()}
 
 def adopt(model: M) -> M:
     """Make every torch.nn norm of the model ours, in place. What had to stay is named in one warning."""
-    return _swap(model, OURS, "adopt", _cannot_adopt)
+    return _swap(model, OURS, "adopt", cannot_adopt)
 
 
 def release(model: M) -> M:
@@ -37,7 +37,7 @@ def _swap(model: M, table: dict[type, type], verb: str, cannot: Any) -> M:
     check_module(model, verb)
     left: list[str] = []
     for name, module in model.named_modules():
-        kind = _plain_class(module)
+        kind = plain_class(module)
         reason = cannot(module, kind)
         if reason:
             left.append(f"{name or 'the model itself'} ({type(module).__name__}): {reason}")
@@ -49,7 +49,7 @@ def _swap(model: M, table: dict[type, type], verb: str, cannot: Any) -> M:
     return model
 
 
-def _plain_class(module: nn.Module) -> type:
+def plain_class(module: nn.Module) -> type:
     """The class a parametrization was wrapped around, or just the class."""
     kind = type(module)
     return kind.__bases__[0] if nn.utils.parametrize.is_parametrized(module) else kind
@@ -74,7 +74,7 @@ def _settle(module: Any, verb: str) -> None:
         module.__dict__.pop(name, None)
 
 
-def _cannot_adopt(module: nn.Module, kind: type) -> str:
+def cannot_adopt(module: nn.Module, kind: type) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit.script" if "Norm" in str(getattr(module, "original_name", "")) else ""
     if kind in OURS or isinstance(module, Preset) or not isinstance(module, tuple(OURS)):
@@ -91,7 +91,7 @@ def _base(module: nn.Module) -> str:
 def _cannot_release(module: nn.Module, kind: type) -> str:
     if isinstance(module, ours.Norm):
         return "torch.nn has no such norm"
-    given = getattr(module, "_given", None)
-    if kind in THEIRS and given is not None:
-        return f"torch.nn has no source {given}"
+    for word, given in (("source", getattr(module, "_given", None)), ("gain", getattr(module, "gain", None))):
+        if kind in THEIRS and given is not None:
+            return f"torch.nn has no {word} {given}"
     return ""

@@ -12,10 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Change:
-    """One layer's: `mean` and `var` are the largest steps of its statistics, in stored spreads and as a ratio."""
+    """One layer's; each act says more of its own."""
 
     layer: str
     kind: str
+
+
+@dataclass(frozen=True)
+class Shifted(Change):
+    """`mean` and `var` are the largest steps of its statistics, in stored spreads and as a ratio."""
+
     mean: float  # largest |mean' - mean| / std over its groups
     var: float  # the ratio var' / var furthest from 1
 
@@ -57,12 +63,25 @@ def _is_nest(value: Any) -> bool:
     return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
 
 
-def drift_of(before: list[Tensor], after: list[Tensor]) -> float:
+class Drift:
     """The largest |after - before|, in root mean squares of `before`; NaN where there is nothing to compare."""
-    worst = 0.0 if before else math.nan
-    for old, new in zip(before, after, strict=True):
-        if old.numel():
-            step = (new.double() - old.double()).abs().max()
-            size = old.double().square().mean().sqrt().clamp_min(torch.finfo(old.dtype).tiny)
-            worst = float(torch.maximum(torch.tensor(worst, dtype=torch.float64), (step / size).cpu()))  # keeps NaN
-    return worst
+
+    def __init__(self) -> None:
+        self.worst = math.nan
+        self.none = True
+
+    def take(self, before: list[Tensor], after: list[Tensor]) -> None:
+        for old, new in zip(before, after, strict=True):
+            if self.none:
+                self.worst, self.none = 0.0, False
+            if old.numel():
+                step = (new.double() - old.double()).abs().max()
+                size = old.double().square().mean().sqrt().clamp_min(torch.finfo(old.dtype).tiny)
+                ratio = (step / size).cpu()
+                self.worst = float(torch.maximum(torch.tensor(self.worst, dtype=torch.float64), ratio))  # keeps NaN
+
+
+def drift_of(before: list[Tensor], after: list[Tensor]) -> float:
+    drift = Drift()
+    drift.take(before, after)
+    return drift.worst

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,10 +25,10 @@ from homeostat.nn.states import check_module, trial
 from homeostat.norm import Norm
 from homeostat.reading import measure
 from homeostat.sources import BATCH, Frozen, Running
-from homeostat.surgery.certificate import Certificate, Change, drift_of, tensors_in
+from homeostat.surgery.calling import Forward, call, evaluating, listed, named
+from homeostat.surgery.certificate import Certificate, Shifted, drift_of, tensors_in
 
 M = TypeVar("M", bound=nn.Module)
-Forward = Callable[[nn.Module, Any], Any]
 CHANNELS = Frame.parse("n c ... -> c")
 
 
@@ -49,7 +48,7 @@ def recalibrate(
     prior: float | None = None,
     layers: str | Iterable[str] = "*",
     one_by_one: bool = True,
-    forward: Forward | None = None,
+    forward: Forward = call,
     inplace: bool = False,
 ) -> tuple[M, Certificate]:
     """A copy of the model whose running statistics are those of these batches, and what that changed.
@@ -64,58 +63,47 @@ def recalibrate(
     check_module(model, "recalibrate")
     if prior is not None and not (isinstance(prior, int | float) and 0 <= prior < float("inf")):
         raise ValueError(f"prior={prior!r} is how many samples the stored statistics count as, a number from 0 on.")
-    if isinstance(batches, Tensor | dict):
-        raise TypeError(f"batches is one {type(batches).__name__}; pass a list of batches, [x].")
-    data = list(batches)
-    call = forward or _call
+    data = listed(batches)
     new = model if inplace else copy.deepcopy(model)
     found, left = _sites(new, layers)
-    with _evaluating(new), _undone_on_error(found):
-        before = [t for batch in data for t in tensors_in(call(new, batch))]
-        order, samples = _order(new, found, data, call)
+    with evaluating(new), _undone_on_error(found):
+        before = [t for batch in data for t in tensors_in(forward(new, batch))]
+        order, samples = _order(new, found, data, forward)
         if not any(samples.values()):
             raise ValueError("recalibrate: these batches give no layer with running statistics a single sample.")
         changed = []
         with torch.no_grad():
             for some in [[site] for site in order] if one_by_one else [order]:
-                seen = _observe(new, some, data, call, by_batch=not one_by_one)
+                seen = _observe(new, some, data, forward, by_batch=not one_by_one)
                 changed += [_settle(site, seen[site.name], samples[site.name], prior) for site in some]
-        after = [t for batch in data for t in tensors_in(call(new, batch))]
+        after = [t for batch in data for t in tensors_in(forward(new, batch))]
     ran = {site.name for site in order}
     left += [(site.name, "these batches do not reach it") for site in found if site.name not in ran]
     return new, Certificate("recalibrated", tuple(changed), tuple(left), drift_of(before, after), max(samples.values()))
 
 
 def shift(
-    model: nn.Module, batches: Iterable[Any], *, layers: str | Iterable[str] = "*", forward: Forward | None = None
-) -> tuple[Change, ...]:
+    model: nn.Module, batches: Iterable[Any], *, layers: str | Iterable[str] = "*", forward: Forward = call
+) -> tuple[Shifted, ...]:
     """How far the statistics of these batches are from the stored ones, layer by layer; the model stays as it is."""
     check_module(model, "shift")
     found, _left = _sites(model, layers)
-    with _evaluating(model):
-        seen = _observe(model, found, batches, forward or _call)
+    with evaluating(model):
+        seen = _observe(model, found, batches, forward)
     seen = {name: m for name, m in seen.items() if (torch.as_tensor(m.count) > 0).any()}
     if not seen:
         raise ValueError("shift: these batches reach no layer with running statistics.")
     return tuple(_change(site, seen[site.name]) for site in found if site.name in seen)
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
 def _sites(model: nn.Module, layers: str | Iterable[str]) -> tuple[list[Site], list[tuple[str, str]]]:
     """Layers with running statistics that are asked for; those that cannot be taken, and why."""
-    wanted = (layers,) if isinstance(layers, str) else tuple(layers)
     found: list[Site] = []
     left: list[tuple[str, str]] = []
-    for name, layer in model.named_modules(remove_duplicate=False):
-        if getattr(layer, "running_mean", None) is None or not any(fnmatchcase(name, one) for one in wanted):
+    for name, module in named(model, layers):
+        layer: Any = module
+        if getattr(layer, "running_mean", None) is None:
             continue
-        if any(layer is site.layer for site in found):
-            continue  # another name for it
         why = _cannot(layer)
         if why:
             left.append((name, why))
@@ -144,19 +132,6 @@ def _cannot(layer: Any) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, without gradients; every module's own mode is back on exit, after an error too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def _undone_on_error(sites: list[Site]) -> Iterator[None]:
     held = [(site.layer, site.layer.running_mean.clone(), site.layer.running_var.clone()) for site in sites]
     try:
@@ -169,7 +144,7 @@ def _undone_on_error(sites: list[Site]) -> Iterator[None]:
 
 
 def _order(
-    model: nn.Module, found: list[Site], data: Iterable[Any], call: Forward
+    model: nn.Module, found: list[Site], data: Iterable[Any], forward: Forward
 ) -> tuple[list[Site], dict[str, int]]:
     """Sites as they first run, and how many samples each is given; one that runs twice has the samples of once."""
     ran: dict[str, Site] = {}
@@ -185,12 +160,12 @@ def _order(
     with _hooked(found, note):
         for batch in data:
             now.clear()
-            call(model, batch)
+            forward(model, batch)
     return list(ran.values()), samples
 
 
 def _observe(
-    model: nn.Module, sites: list[Site], data: Iterable[Any], call: Forward, by_batch: bool = False
+    model: nn.Module, sites: list[Site], data: Iterable[Any], forward: Forward, by_batch: bool = False
 ) -> dict[str, Moments]:
     """The pooled moments of what each layer is given; `by_batch`: while each normalizes by its own batch."""
     seen: dict[str, Moments] = {}
@@ -203,7 +178,7 @@ def _observe(
 
     with _hooked(sites, add), trial(model), _by_batch(sites) if by_batch else nullcontext():
         for batch in data:
-            call(model, batch)
+            forward(model, batch)
     return seen
 
 
@@ -243,7 +218,7 @@ def _input(args: Any, kwargs: Any) -> Tensor:
     return x
 
 
-def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change:
+def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Shifted:
     """Write the layer's statistics."""
     layer = site.layer
     mean, var = _statistics(site, m)
@@ -262,7 +237,7 @@ def _settle(site: Site, m: Moments, samples: int, prior: float | None) -> Change
     return change
 
 
-def _change(site: Site, m: Moments) -> Change:
+def _change(site: Site, m: Moments) -> Shifted:
     return _compared(site, *_statistics(site, m))
 
 
@@ -273,10 +248,10 @@ def _statistics(site: Site, m: Moments) -> tuple[Tensor, Tensor]:
     return mean, torch.where(count > 1, m.m2 / (count - 1).clamp_min(1), layer.running_var.double())
 
 
-def _compared(site: Site, mean: Tensor, var: Tensor) -> Change:
+def _compared(site: Site, mean: Tensor, var: Tensor) -> Shifted:
     old_mean, old_var = site.layer.running_mean.double(), site.layer.running_var.double()
     eps = site.layer.eps if isinstance(site.layer.eps, float) else 0.0
     steps = (mean - old_mean).abs() / (old_var + eps).sqrt().clamp_min(1e-300)
     ratio = (var + eps) / (old_var + eps).clamp_min(1e-300)
     furthest = ratio.flatten()[ratio.log().abs().flatten().argmax()]
-    return Change(site.name, type(site.layer).__name__, float(steps.max()), float(furthest))
+    return Shifted(site.name, type(site.layer).__name__, float(steps.max()), float(furthest))
