@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-extension check-arm accuracy bench bench-quick wheels \
+.PHONY: help setup demo test check check-native check-extension check-arm accuracy soak bench bench-quick wheels \
         wheel-arm lab docs clean
 
 help: ## list the commands
@@ -85,6 +85,9 @@ bench: setup ## measure speed, torch and JAX beside homeostat, and rewrite docs/
 
 bench-quick: setup ## the same in a minute, a few cells of few samples, into a folder of its own: does it run?
 	$(BIN)/python -m bench.speed --quick --into "$$(mktemp -d)" $(ARGS)
+
+soak: setup ## train on four processes, kill one, twenty times: does every other raise, does the checkpoint load?
+	$(BIN)/python -m bench.soak $(ARGS)
 
 PYTHONS ?= 3.11 3.12 3.13
 wheels: ## build manylinux wheels into dist/ for every Python of PYTHONS that is here, and try each without a compiler
