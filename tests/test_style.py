@@ -120,7 +120,7 @@ def test_where_there_is_no_style_one_is_told():
         hs.styles(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), torch.randn(4, 3))
     model = pictures()
     style = hs.styles(model, torch.randn(1, 3, 12, 12))
-    with pytest.raises(KeyError, match="no style for the norm '4'; it has 1"):
+    with pytest.raises(ValueError, match="no style for the norm '4'; it has 1"):
         hs.restyle(model, torch.randn(1, 3, 12, 12), {"1": style["1"]})
 
 
@@ -136,3 +136,12 @@ def test_a_norm_that_is_called_by_keyword_is_restyled_too():
     content, reference = torch.randn(1, 3, 6, 6), torch.randn(1, 3, 7, 7) * 3 + 2
     plain = torch.nn.Sequential(hs.nn.InstanceNorm2d(3))
     torch.testing.assert_close(hs.restyle(ByName(), content, reference), hs.restyle(plain, content, reference))
+
+
+def test_a_norm_of_one_position_has_no_style_and_stays_as_it_is():
+    squeezed = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    net = nn.Sequential(nn.BatchNorm2d(3), squeezed).eval()
+    content, reference = torch.randn(2, 3, 6, 6), torch.randn(1, 3, 9, 9) * 3 + 2
+    assert list(hs.styles(net, reference)) == ["0"]
+    plain = hs.restyle(net[:1], content, reference)
+    torch.testing.assert_close(hs.restyle(net, content, reference), squeezed(plain))

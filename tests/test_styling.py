@@ -176,7 +176,7 @@ def test_what_changes_nothing_gives_the_same_file_of_pixels(tmp_path, how, monke
         (["a.png", "a.png", "-o", "out"], "out: no ending names no format"),
         (["a.png", "a.png", "-o", "absent/out.png"], "absent/out.png cannot be written: No such file or directory."),
         (["a.png", "a.png", "--strength", "2"], "strength=2.0 is a share"),
-        (["a.png", "a.png", "--orientations", "0"], "scales=5, orientations=0: bands need"),
+        (["a.png", "a.png", "--orientations", "0"], "orientations=0: give a whole number of at least 1."),
         (["dot.png", "a.png"], '"c h w -> c" leaves one value in each group'),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -10,6 +10,7 @@ import torch
 import homeostat as hs
 from homeostat import cli
 from homeostat.choosing import TASKS
+from homeostat.shapes import LAYOUTS, PICTURES
 
 # ---------------------------------------------------------------- numbers
 
@@ -58,6 +59,18 @@ def test_for_standardized_inputs_the_tax_is_the_product_of_the_weights_and_the_d
     x = np.array([-1.0, 1.0])
     assert hs.sharing_tax(x, x, (1, 0), (3, 1), weights=(0.25, 0.75)) == pytest.approx(0.25 * 0.75 * 5)
     assert hs.sharing_tax(x, x, (1, 2), (1, 2)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("size", "mean"), [(1e8, 0.0), (1e-9, 0.0), (1.0, 1e8), (1e-3, 1e4)])
+def test_the_tax_is_the_same_in_whatever_units_the_modalities_come(size, mean):
+    x = np.array([-1.0, 1.0]) * size + mean
+    dw, db = 2 / size, 1.0
+    exact = 0.25 * 0.75 * ((dw * size) ** 2 + (db + dw * mean) ** 2)  # of (x - mean) / size, which is -1 and 1
+    assert hs.sharing_tax(x, x, (1 / size, 0), (3 / size, 1), weights=(0.25, 0.75)) == pytest.approx(exact, rel=1e-6)
+
+
+def test_groups_of_very_many_channels_are_found_at_once():
+    assert hs.groups_for(10**9 + 7, 1000) == 10**9 + 7  # a prime
 
 
 # ---------------------------------------------------------------- coupling
@@ -198,6 +211,35 @@ def test_every_recommendation_runs_as_it_is_written(task, shape):
     assert choice.noise is None or choice.noise > 0
 
 
+@pytest.mark.parametrize("sizes", [{}, {"batch": 2}, {"classes": 10}, {"batch": 2, "classes": 10}], ids=str)
+@pytest.mark.parametrize("task", PICTURES)
+def test_channels_last_are_normalized_as_channels_first(task, sizes):
+    torch.manual_seed(0)
+    first = hs.choose(task, shape=(64, 5, 5), **sizes)
+    last = hs.choose(task, shape=(5, 5, 64), layout="channels_last", **sizes)
+    ours, theirs = (eval(choice.norm, {"hs": hs}) for choice in (first, last))
+    theirs.load_state_dict({k: v.view_as(theirs.state_dict()[k]) for k, v in ours.state_dict().items()})
+    x, given = example(first.norm, task)
+    want = ours(x, **given)
+    if "style" in given:
+        given = {"style": given["style"].movedim(1, -1)}
+    torch.testing.assert_close(theirs(x.movedim(1, -1), **given), want.movedim(1, -1), rtol=1e-5, atol=1e-5)
+    assert (first.source, first.noise, first.why) == (last.source, last.noise, last.why)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sizes", [{}, {"batch": 2}, {"classes": 10}, {"domains": 2}], ids=str)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_choice_says_the_frame_and_the_source_that_its_norm_has(task, sizes, layout):
+    choice = hs.choose(task, **sizes, **({"layout": layout} if task in PICTURES else {}))
+    norm = eval(choice.norm, {"hs": hs})
+    if not isinstance(getattr(norm, "frame", None), hs.Frame):
+        return  # of two norms, or without a layer of its own
+    frame = choice.frame.split(", gain ")[0].replace("domain[n] c", "c")  # Domain groups by its own label
+    assert frame == str(norm.frame)
+    assert choice.source.split("(")[0] == type(norm.source).__name__
+
+
 @pytest.mark.parametrize("channels", [48, 72, 100, 7])
 @pytest.mark.parametrize("task", ["images", "critic", "generation"])
 def test_odd_widths_get_groups_that_divide_them(task, channels):
@@ -207,9 +249,17 @@ def test_odd_widths_get_groups_that_divide_them(task, channels):
 
 
 def test_a_frozen_layer_keeps_its_place_and_takes_the_batches_in():
-    norm = hs.freeze(hs.nn.BatchNorm2d(6, momentum=None))
+    norm, _ = hs.freeze(hs.nn.BatchNorm2d(6, momentum=None))
     assert hs.identity_on(norm, batches()) < 1e-6
     want = torch.cat(batches()).double().mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cumulative_mean_counts_the_batches_it_was_fitted_on():
+    norm, data = hs.nn.BatchNorm2d(6, momentum=None), batches()
+    hs.identity_on(norm, data)
+    norm(data[0] + 10)
+    want = torch.cat([*data, data[0] + 10]).double().mean((0, 2, 3))  # five batches alike
     torch.testing.assert_close(norm.running_mean.double(), want, rtol=1e-5, atol=1e-5)
 
 

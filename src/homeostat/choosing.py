@@ -10,12 +10,13 @@ depend on its companions at all. TASKS is the whole of it: one function per task
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from homeostat.noise import expected_noise, groups_for
+from homeostat.errors import said
+from homeostat.noise import expected_noise
+from homeostat.shapes import FIRST, LAST, Shape
 
-QUIET = 0.1  # relative error of a variance that training does not notice
 LEAST = 16  # samples that a batch statistic should come from: elements of one picture are not independent
 
 
@@ -38,67 +39,57 @@ class Choice:
         return "\n".join(lines + [f"  instead {other}" for other in self.instead])
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What `choose` was told."""
-
-    channels: int = 64
-    spatial: int = 1
-    batch: int = 32
-    ranks: int = 1
-    domains: int = 0
-    classes: int = 0
-    width: int = 0
-    orbit: int = 4
-    blocks: tuple[int, ...] = field(default_factory=tuple)
-
-    @property
-    def groups(self) -> int:
-        """At most 32 groups of group norm, as quiet as can be asked for."""
-        most = min(32, groups_for(self.channels, self.spatial, budget=QUIET))
-        return next(g for g in range(most, 0, -1) if self.channels % g == 0)
-
-
-def choose(task: str, **shape: Any) -> Choice:
+def choose(task: str, **sizes: Any) -> Choice:
     """A norm for a task. Sizes: channels, spatial (positions per sample), batch (per device), ranks (devices), domains,
     classes, width (of a conditioning vector), orbit (channels that a symmetry mixes), blocks (widths of modalities).
+
+    `shape`, of one sample, stands for channels and spatial: shape=(256, 14, 14). `layout` says where the channels of a
+    picture are, "channels_first" or "channels_last" (the axes of x, not how torch lays them out in memory: that is
+    free); tokens, nodes and series have theirs last.
     """
-    if task not in TASKS:
-        raise ValueError(f"task={task!r} is none of {', '.join(TASKS)}.")
-    known = Shape.__dataclass_fields__
-    for name, value in shape.items():
-        if name not in known:
-            raise TypeError(f"choose has no size {name}; sizes are {', '.join(known)}.")
-        least = 0 if name in ("domains", "classes", "width") else 1
-        if name != "blocks" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ValueError(f"{name}={value!r} is a whole number of at least {least}.")
-    found = Shape(**shape)
-    if not isinstance(found.blocks, tuple | list) or any(not isinstance(n, int) or n < 1 for n in found.blocks):
-        raise ValueError(f"blocks={found.blocks!r} are the widths of the modalities, whole numbers of at least 1.")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"task={said(task)} is none of {', '.join(TASKS)}.")
+    found = Shape.read(task, **sizes)
     if task == "symmetry" and found.channels % found.orbit:
         raise ValueError(f"{found.channels} channels are no whole number of orbits of {found.orbit}.")
     return TASKS[task](found)
+
+
+def _batch(s: Shape, source: str = "") -> str:
+    """Batch norm as code."""
+    if s.layout == FIRST:
+        return f"hs.nn.BatchNorm2d({s.channels}{source and f', source={source}'})"
+    return f'hs.Norm("{s.frame("c", "c")}", source={source or "hs.Running()"}, gain=hs.Learned("c"), c={s.channels})'
+
+
+def _group(s: Shape, preset: str = "", gain: str = 'hs.Learned("(g c)")', more: str = "") -> str:
+    """Group norm as code, of a preset where there is one."""
+    if preset and s.layout == FIRST:
+        return preset
+    sizes = f"g={s.groups}, c={s.channels // s.groups}{more}"
+    return f'hs.Norm("{s.frame("(g c)", "n g")}", gain={gain}, {sizes})'
 
 
 def _pictures(s: Shape) -> Choice:
     noise = expected_noise(s.batch * s.spatial).var
     if s.domains > 1 and s.batch >= LEAST:
         why = f"{s.domains} domains differ in mean and scale: pooled, each is normalized by the others' statistics"
-        code = f"hs.nn.BatchNorm2d({s.channels}, source=hs.Domain({s.domains}))"
-        return Choice(code, "n c ... -> domain[n] c", f"Domain({s.domains})", (why,), noise * s.domains**0.5)
+        code = _batch(s, f"hs.Domain({s.domains})")
+        return Choice(code, s.frame("c", "domain[n] c"), f"Domain({s.domains})", (why,), noise * s.domains**0.5)
     if s.batch >= LEAST:
         why = f"{s.batch} samples measure each channel well, and evaluation costs nothing (the norm folds away)"
         other = "source=hs.Renorm() if batches are not drawn alike (sorted, by client, by video)"
-        return Choice(f"hs.nn.BatchNorm2d({s.channels})", "n c ... -> c", "Running(0.1)", (why,), noise, (other,))
+        return Choice(_batch(s), s.frame("c", "c"), "Running(0.1)", (why,), noise, (other,))
     own = expected_noise(s.channels // s.groups * s.spatial).var
     why = f"a batch of {s.batch} is too few samples: its statistics would differ from those of evaluation"
     within = f"{s.groups} groups of {s.channels // s.groups} channels keep a sample's own statistic within {own:.2g}"
     instead = [f"source=hs.Domain({s.domains}) with larger batches, for {s.domains} domains"] if s.domains > 1 else []
     instead += ["hs.freeze(model) to fine-tune what was trained with batch norm, at any batch size"]
     if s.ranks * s.batch >= LEAST:
-        instead.append(f"statistics synced over the {s.ranks} devices, which see {s.ranks * s.batch} samples together")
-    code = f"hs.nn.GroupNorm({s.groups}, {s.channels})"
-    return Choice(code, "n (g c) ... -> n g", "Batch()", (why, within), own, tuple(instead))
+        seen = f"statistics synced over the {s.ranks} devices, which see {s.ranks * s.batch} samples together"
+        instead.append(f"{_batch(s, 'hs.Synced()')}: {seen}")
+    code = _group(s, f"hs.nn.GroupNorm({s.groups}, {s.channels})")
+    return Choice(code, s.frame("(g c)", "n g"), "Batch()", (why, within), own, tuple(instead))
 
 
 def _rows(norm: str, frame: str, *why: str, instead: tuple[str, ...] = ()) -> Callable[[Shape], Choice]:
@@ -109,24 +100,25 @@ def _rows(norm: str, frame: str, *why: str, instead: tuple[str, ...] = ()) -> Ca
 
 
 def _generator(s: Shape) -> Choice:
-    if s.classes:
-        why = f"{s.classes} classes steer shared weights by gain and offset alone"
-        if s.batch >= LEAST:
-            code, noise = (
-                f"hs.nn.ConditionalBatchNorm({s.channels}, {s.classes})",
-                expected_noise(s.batch * s.spatial).var,
-            )
-            return Choice(code, "n c ... -> c, gain kind[n] c", "Running(0.1)", (why,), noise)
-        code = f'hs.Norm("n (g c) ... -> n g", gain=hs.Conditional("kind[n] (g c)"), g={s.groups}, '
-        code += f"c={s.channels // s.groups}, kind={s.classes})"
-        few = f"a batch of {s.batch} is too few samples to measure a channel by"
-        own = expected_noise(s.channels // s.groups * s.spatial).var
-        return Choice(code, "n (g c) ... -> n g, gain kind[n] (g c)", "Batch()", (why, few), own)
-    width = s.width or 256
-    why = "a vector (time, prompt, latent) sets gain and offset of every sample"
-    code = f"hs.nn.AdaGroupNorm({s.groups}, {s.channels}, width={width})"
     own = expected_noise(s.channels // s.groups * s.spatial).var
-    return Choice(code, "n (g c) ... -> n g, gain n (g c)", "Batch()", (why,), own, ("hs.nn.AdaLayerNorm for tokens",))
+    if not s.classes:
+        why = "a vector (time, prompt, latent) sets gain and offset of every sample"
+        width = s.width or 256
+        preset = f"hs.nn.AdaGroupNorm({s.groups}, {s.channels}, width={width})"
+        code = _group(s, preset, f'hs.FiLM("n (g c)", width={width})')
+        frame, other = s.frame("(g c)", "n g, gain n (g c)"), "hs.nn.AdaLayerNorm for tokens"
+        return Choice(code, frame, "Batch()", (why,), own, (other,))
+    why = f"{s.classes} classes steer shared weights by gain and offset alone"
+    if s.batch < LEAST:
+        code = _group(s, "", 'hs.Conditional("kind[n] (g c)")', f", kind={s.classes}")
+        few = f"a batch of {s.batch} is too few samples to measure a channel by"
+        return Choice(code, s.frame("(g c)", "n g, gain kind[n] (g c)"), "Batch()", (why, few), own)
+    code = f"hs.nn.ConditionalBatchNorm({s.channels}, {s.classes})"
+    if s.layout == LAST:
+        gain = 'hs.Conditional("kind[n] c")'
+        code = f'hs.Norm("{s.frame("c", "c")}", hs.Running(), {gain}, c={s.channels}, kind={s.classes})'
+    noise = expected_noise(s.batch * s.spatial).var
+    return Choice(code, s.frame("c", "c, gain kind[n] c"), "Running(0.1)", (why,), noise)
 
 
 def _critic(s: Shape) -> Choice:
@@ -135,18 +127,38 @@ def _critic(s: Shape) -> Choice:
         f"{s.groups} groups within each sample see the sample alone",
     )
     own = expected_noise(s.channels // s.groups * s.spatial).var
-    code = f"hs.nn.GroupNorm({s.groups}, {s.channels})"
-    return Choice(code, "n (g c) ... -> n g", "Batch()", why, own, ("hs.nn.spectral_weight(layer)",))
+    code = _group(s, f"hs.nn.GroupNorm({s.groups}, {s.channels})")
+    return Choice(code, s.frame("(g c)", "n g"), "Batch()", why, own, ("hs.nn.spectral_weight(layer)",))
+
+
+def _style(s: Shape) -> Choice:
+    why = "a picture's style is the mean and spread of its channels: take its own away, put another's on"
+    code = f"hs.nn.AdaIN({s.channels})"
+    if s.layout == LAST:
+        code = f'hs.Norm("{s.frame("c", "n c")}", gain=hs.Style("n c"), c={s.channels})'
+    return Choice(code, s.frame("c", "n c, gain n c"), "Batch()", (why,), expected_noise(s.spatial).var)
+
+
+def _symmetry(s: Shape) -> Choice:
+    why = "channels that a symmetry mixes must share statistic and gain; hs.assert_equivariant checks it"
+    fields = s.channels // s.orbit
+    code = f"hs.nn.OrbitNorm({fields}, {s.orbit})"
+    if s.layout == LAST:
+        code = f'hs.Norm("{s.frame("(f k)", "f")}", hs.Running(), hs.Learned("f"), f={fields}, k={s.orbit})'
+    noise = expected_noise(s.batch * s.spatial * s.orbit).var
+    return Choice(code, s.frame("(f k)", "f"), "Running(0.1)", (why,), noise)
 
 
 def _modalities(s: Shape) -> Choice:
+    if min(s.blocks, default=s.channels // 2) < 2:
+        raise ValueError("a modality of one feature minus its own mean is 0: give each at least 2, or blocks=.")
     blocks = s.blocks or (s.channels // 2, s.channels - s.channels // 2)
     why = (
         "under one statistic the louder modality decides the scale of all",
         "hs.sharing_tax says what one affine for all would cost",
     )
     own = expected_noise(min(blocks)).var
-    return Choice(f"hs.nn.ModalityNorm({tuple(blocks)})", "... d -> ... block[d]", "Batch()", why, own)
+    return Choice(f"hs.nn.ModalityNorm({blocks})", "... d -> ... block[d]", "Batch()", why, own)
 
 
 TASKS: dict[str, Callable[[Shape], Choice]] = {
@@ -171,13 +183,7 @@ TASKS: dict[str, Callable[[Shape], Choice]] = {
     ),
     "generation": _generator,
     "critic": _critic,
-    "style": lambda s: Choice(
-        f"hs.nn.AdaIN({s.channels})",
-        "n c ... -> n c, gain n c",
-        "Batch()",
-        ("a picture's style is the mean and spread of its channels: take its own away, put another's on",),
-        expected_noise(s.spatial).var,
-    ),
+    "style": _style,
     "series": lambda s: Choice(
         "hs.nn.Reversible()",
         "n t c -> n c",
@@ -201,11 +207,5 @@ TASKS: dict[str, Callable[[Shape], Choice]] = {
         expected_noise(s.channels).var,
     ),
     "modalities": _modalities,
-    "symmetry": lambda s: Choice(
-        f"hs.nn.OrbitNorm({s.channels // s.orbit}, {s.orbit})",
-        "n (f k) ... -> f",
-        "Running(0.1)",
-        ("channels that a symmetry mixes must share statistic and gain; hs.assert_equivariant checks it",),
-        expected_noise(s.batch * s.spatial).var,
-    ),
+    "symmetry": _symmetry,
 }

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NoReturn
 
 from homeostat.choosing import TASKS, choose
+from homeostat.shapes import LAYOUTS
 
 SIZES = {
     "channels": "features or channels",
@@ -22,35 +24,46 @@ SIZES = {
     "width": "numbers in a conditioning vector",
     "orbit": "channels that a symmetry mixes",
 }
+ROWS = {
+    "blocks": "widths of the modalities",
+    "shape": "of one sample, in place of channels and spatial: 256 14 14",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A refusal is one line; --help says the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="homeostat", description="Choose, check and repair normalization.")
+    parser = Parser(prog="homeostat", description="Choose, check and repair normalization.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_choose(verbs.add_parser("choose", help="from a task and its sizes to a norm, with the reasons"))
     _add_style(verbs.add_parser("style", help="a picture in the statistics of another"))
     asked = parser.parse_args(argv)
     try:
         {"choose": _choose, "style": _style}[asked.verb](asked)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
         print(f"homeostat {asked.verb}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _add_choose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("task", nargs="+", help=f"one of: {', '.join(TASKS)}")
     for name, said in SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=said)
-    parser.add_argument("--blocks", type=int, nargs="+", help="widths of the modalities")
+    for name, said in ROWS.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", help=said)
+    parser.add_argument("--layout", help=f"where the channels of a picture are: {' or '.join(LAYOUTS)}")
     parser.add_argument("--json", action="store_true", help="print a JSON record")
 
 
 def _choose(asked: argparse.Namespace) -> None:
-    shape = {name: value for name in SIZES if (value := getattr(asked, name)) is not None}
-    if asked.blocks:
-        shape["blocks"] = tuple(asked.blocks)
-    found = choose(asked.task, **shape)
+    told = {name: value for name in (*SIZES, *ROWS, "layout") if (value := getattr(asked, name)) is not None}
+    found = choose(" ".join(asked.task), **told)
     record = asdict(found) | {"noise": None if found.noise == math.inf else found.noise}  # JSON has no infinity
     print(json.dumps(record, indent=2) if asked.json else found)
 

@@ -31,9 +31,9 @@ class Picture:
         return f"{self.colours.shape[2]} x {self.colours.shape[1]}"
 
 
-def read(path: Path) -> Picture:
+def read(path: Path | str) -> Picture:
     """The picture in a file, upright; of several frames the first. 8 bits a channel."""
-    image = _pillow()
+    image, path = _pillow(), Path(path)
     from PIL import ImageOps
 
     try:
@@ -48,9 +48,11 @@ def read(path: Path) -> Picture:
     return Picture(np.moveaxis(whole[..., :3], 2, 0) / 255, opacity, upright.info.get("icc_profile"))
 
 
-def write(path: Path, picture: Picture) -> float:
+def write(path: Path | str, picture: Picture) -> float:
     """Round to 8 bits and write, whole or not at all. Returns the share of values that were beyond 0..1."""
-    levels = np.rint(picture.colours * 255)
+    path, levels = Path(path), np.rint(picture.colours * 255)
+    if levels.ndim != 3 or len(levels) != 3 or not np.isfinite(levels).all():
+        raise PictureError(f"{path} is not written: colours are {list(levels.shape)}, not finite values [3, h, w].")
     parts = [np.clip(levels, 0, 255).astype(np.uint8)]
     if picture.opacity is not None:
         parts.append(picture.opacity[None])
@@ -64,9 +66,9 @@ def write(path: Path, picture: Picture) -> float:
     return float(np.mean((levels < 0) | (levels > 255)))
 
 
-def format_of(path: Path) -> str:
+def format_of(path: Path | str) -> str:
     """The format that the name's ending says."""
-    image = _pillow()
+    image, path = _pillow(), Path(path)
     found: str | None = image.registered_extensions().get(path.suffix.lower())
     if found is None or found not in image.SAVE:
         raise PictureError(f"{path}: {path.suffix or 'no ending'} names no format of pictures to write; .png does.")

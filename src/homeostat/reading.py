@@ -100,6 +100,8 @@ def normalize(
     if not return_reading:
         return y
     assert moments is not None
+    if getattr(y, "requires_grad", False) and not moments.mean.requires_grad:
+        moments = ops.measure(x, job, where)  # kernels hand out numbers; what is done with a reading has a gradient too
     return y, Reading(bound.frame, moments, _affine(x, job, moments, where), bound)
 
 

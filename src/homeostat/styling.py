@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from homeostat.errors import real, reals, said, whole
+from homeostat.frame import ShapeError
 from homeostat.reading import normalize
 
 Pixels = np.ndarray[Any, np.dtype[np.float64]]
@@ -39,9 +41,8 @@ class Basis:
     orientations: int = 4
 
     def __post_init__(self) -> None:
-        if self.scales < 0 or self.orientations < 1:
-            given = f"scales={self.scales}, orientations={self.orientations}"
-            raise ValueError(f"{given}: bands need at least 0 scales and 1 orientation.")
+        whole("scales", self.scales, 0)
+        whole("orientations", self.orientations)
 
     def __str__(self) -> str:
         count = self.scales * self.orientations + 1
@@ -81,14 +82,24 @@ class Basis:
 
 def restyled(content: Pixels, style: Pixels, strength: float = 1.0, basis: Basis | None = None) -> Pixels:
     """Content with the style's mean and spread in every band and channel; `strength` is the share of the way there."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength} is a share of the way to the style, from 0 to 1.")
+    if not 0 <= real(strength) <= 1:
+        raise ValueError(f"strength={said(strength)} is a share of the way to the style, from 0 to 1.")
+    if not (basis is None or isinstance(basis, Basis)):
+        raise TypeError(f"basis={said(basis)}: give a Basis(scales, orientations).")
+    content, style = _picture("content", content), _picture("style", style)
     basis = (basis or Basis()).within(content, style)
     change = np.zeros_like(content)
     for x, s in zip(*(basis.bands(_turned(picture)) for picture in (content, style)), strict=True):
         _, reading = normalize(s, "c h w -> c", eps=EPS, return_reading=True)
         change += reading.inverse(normalize(x, "c h w -> c", eps=EPS)) - x
     return content + strength * _turned(change, back=True)
+
+
+def _picture(name: str, given: Any) -> Pixels:
+    x = reals(given)
+    if x.ndim != 3 or len(x) != 3 or not x.size or not np.isfinite(x).all():
+        raise ShapeError(f"{name} is {list(x.shape)}: give a picture [3, h, w], a pixel at least, all values finite.")
+    return x
 
 
 def _turned(x: Pixels, back: bool = False) -> Pixels:

@@ -1,4 +1,4 @@
-"""torch.nn's norms with the same signatures, defaults, state_dict keys and errors, and a `source=`.
+"""torch.nn's norms with the same signatures, defaults, state_dict keys and errors, a `source=` and a `gain=`.
 
 Each is a sentence over frame, source and gain:
 

@@ -10,9 +10,9 @@ from homeostat.sources import Running, Source
 
 
 class ConditionalBatchNorm(Norm):
-    """w_k (x - mean_c) / sqrt(var_c + eps) + b_k, k the class of each sample: norm(x, kind=(codes, classes)).
+    """w_k (x - mean_c) / sqrt(var_c + eps) + b_k, k the class of each sample: norm(x, kind=codes).
 
-    de Vries et al. 2017, arXiv:1707.00683.
+    Shares of the classes [n, classes] mix their w and b: norm(x, kind=shares). de Vries et al. 2017, arXiv:1707.00683.
     """
 
     def __init__(self, channels: int, classes: int, source: Source | None = None, **kind: Any) -> None:
@@ -63,11 +63,11 @@ class AdaGroupNorm(Norm):
 class AdaIN(Norm):
     """sigma(s) (x - mean_nc) / sqrt(var_nc + eps) + mean(s): the style of s on the content of x: norm(x, style=s).
 
-    Huang & Belongie 2017, arXiv:1703.06868.
+    A reference is the s of calls that bring none. Huang & Belongie 2017, arXiv:1703.06868.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__("n c ... -> n c", gain=Style("n c"), eps=eps, c=channels)
+    def __init__(self, channels: int, eps: float = 1e-5, reference: Any = None) -> None:
+        super().__init__("n c ... -> n c", gain=Style("n c", reference=reference), eps=eps, c=channels)
 
 
 class SPADE(Norm):

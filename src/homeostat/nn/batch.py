@@ -9,7 +9,7 @@ from torch import Tensor
 
 from homeostat.forward import asked, run
 from homeostat.frame import Frame
-from homeostat.nn.preset import Remembering, lazily
+from homeostat.nn.preset import Remembering, gained, lazily
 
 FRAME = Frame.parse("n c ... -> c")
 
@@ -19,10 +19,16 @@ class _Batch(Remembering):
 
     @property
     def gain_frame(self: Any) -> Frame | None:
-        return FRAME if self.affine else None
+        return FRAME if self.affine else self.own_gain_frame
+
+    @property
+    def sizes(self: Any) -> dict[str, int]:
+        return {"c": self.num_features}
 
     def forward(self: Any, input: Tensor, **given: Any) -> Tensor:
         """(x - mean_c) / sqrt(var_c + eps) w_c + b_c"""
+        if self.gain is not None:
+            return gained(self, input, given, _check)
         # As in torch, what is there per channel decides the width (a pruned layer's num_features is out of date).
         per_channel = self._buffers["running_mean"]
         per_channel = self.weight if per_channel is None else per_channel

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.arrays import Array
+from homeostat.errors import number, real, said, whole
 from homeostat.forward import asked
+from homeostat.frame import ShapeError
 from homeostat.gains import Conditional, Learned
 from homeostat.moments import Moments
+from homeostat.nn.inputs import check_input
 from homeostat.norm import Norm
+from homeostat.reading import measure
 from homeostat.sources import By, Partial, Running, Source
 
 
@@ -27,11 +31,22 @@ class _Graphs(Norm):
     def forward(  # type: ignore[override]
         self, x: Tensor, batch: Tensor | None = None, batch_size: int | None = None, where: Tensor | None = None
     ) -> Tensor:
-        batch = asked(("batch",), {}).get("batch") if batch is None else batch
-        if batch is None:
-            return super().forward(x, where, graph=(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1))
-        count = batch_size if batch_size is not None else int(batch.max()) + 1 if len(batch) else 1
-        return super().forward(x, where, graph=(batch, count))
+        return super().forward(x, where, graph=_graphs(x, batch, batch_size))
+
+
+def _graphs(x: Tensor, batch: Any, batch_size: Any = None) -> tuple[Tensor, int]:
+    """The graph of every node, and how many graphs there are."""
+    batch = asked(("batch",), {}).get("batch") if batch is None else batch
+    if batch is None:
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device), 1
+    try:
+        codes = torch.as_tensor(batch, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        codes = x.new_zeros(())
+    if codes.shape != x.shape[:1]:
+        shape = list(codes.shape) if codes.dim() else said(batch)
+        raise ShapeError(f"batch is the graph of every node, {len(x)} integers; this is {shape}.")
+    return codes, batch_size if batch_size is not None else int(codes.max()) + 1 if len(codes) else 1
 
 
 class GraphNorm(_Graphs):
@@ -73,7 +88,7 @@ class PairNorm(_Graphs):
 
     def __init__(self, d: int, scale: float = 1.0, eps: float = 1e-5) -> None:
         super().__init__("n d -> graph[n] d", By(_summed), eps=eps, d=d)
-        self.scale = scale
+        self.scale = number("scale", scale)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = super().forward(x, *args, **kwargs)
@@ -84,6 +99,8 @@ class NodeNorm(Norm):
     """x / sigma_n^(1/p): every node by its own spread, not centred. Zhou et al. 2021, arXiv:2006.07107."""
 
     def __init__(self, p: float = 2.0, eps: float = 1e-12) -> None:
+        if not 0 < real(p) < math.inf:
+            raise ValueError(f"p={said(p)} is which root of the spread divides: give a finite number above 0.")
         super().__init__("n d -> n", By(_Root(p)), eps=eps)
 
 
@@ -99,10 +116,12 @@ class GraphSizeNorm(nn.Module):
     """x / sqrt(nodes of its graph); no statistic of x. Dwivedi et al. 2020, arXiv:2003.00982."""
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        if batch is None:
-            return x / math.sqrt(len(x))
-        size: Tensor = torch.bincount(batch)[batch].to(x.dtype)
-        return x * size.rsqrt()[:, None]
+        check_input(self, x)
+        if x.dim() != 2:
+            raise ShapeError(f"GraphSizeNorm takes nodes [n, d]; this tensor is {list(x.shape)}.")
+        codes, count = _graphs(x, batch)
+        size: Tensor = measure(x.detach()[:, :1], "n d -> graph[n]", graph=(codes, count)).count
+        return x * size[codes].rsqrt().to(x.dtype)[:, None]
 
 
 class MessageNorm(nn.Module):
@@ -113,8 +132,14 @@ class MessageNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(1), requires_grad=learn_scale)
 
     def forward(self, x: Tensor, message: Tensor) -> Tensor:
+        check_input(self, x)
+        check_input(self, message)
+        if x.shape[:-1] != message.shape[:-1]:
+            raise ShapeError(
+                f"MessageNorm takes a message per node; x is {list(x.shape)}, message {list(message.shape)}."
+            )
         length: Tensor = x.norm(dim=-1, keepdim=True)
-        return nn.functional.normalize(message, dim=-1) * length * self.scale
+        return (nn.functional.normalize(message, dim=-1) * length * self.scale).to(message.dtype)
 
 
 class DiffGroupNorm(nn.Module):
@@ -122,10 +147,14 @@ class DiffGroupNorm(nn.Module):
 
     def __init__(self, d: int, groups: int, strength: float = 0.01, **kind: Any) -> None:
         super().__init__()
-        self.assign, self.strength = nn.Linear(d, groups, bias=False), strength
+        self.strength = number("strength", strength)
+        self.assign = nn.Linear(whole("d", d), whole("groups", groups), bias=False, **kind)
         self.norm = Norm("n k d -> k d", Running(), Learned("k d"), k=groups, d=d, **kind)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.assign.in_features)
+        if x.dim() != 2:
+            raise ShapeError(f"DiffGroupNorm takes nodes [n, d]; this tensor is {list(x.shape)}.")
         s = self.assign(x).softmax(-1)
         found: Tensor = self.norm(s[:, :, None] * x[:, None, :])
         return x + self.strength * found.sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from homeostat.forward import asked, run
 from homeostat.frame import Frame, ShapeError
-from homeostat.nn.preset import Remembering, lazily
+from homeostat.nn.preset import Remembering, gained, lazily
 from homeostat.sources import BATCH, Source
 
 FRAME = Frame.parse("n c ... -> n c")
@@ -22,7 +22,11 @@ class _Instance(Remembering):
 
     @property
     def gain_frame(self: Any) -> Frame | None:
-        return PER_CHANNEL if self.affine else None
+        return PER_CHANNEL if self.affine else self.own_gain_frame
+
+    @property
+    def sizes(self: Any) -> dict[str, int]:
+        return {"c": self.num_features}
 
     def default_source(self: Any) -> Source:
         return super().default_source() if self.track_running_stats else BATCH
@@ -31,9 +35,11 @@ class _Instance(Remembering):
         """(x - mean_nc) / sqrt(var_nc + eps) w_c + b_c"""
         single = input.dim() == self._get_no_batch_dim()
         x = input.unsqueeze(0) if single else input
-        n = self.num_features
-        fits = x.dim() > 1 and x.shape[1] == n
-        y = run(self, x, FRAME, (("c", n),) if fits else (), labels=asked(self.source.asks, given), check=_check)
+        if self.gain is not None:
+            y = gained(self, x, given, _check)
+        else:
+            sizes = (("c", self.num_features),) if x.dim() > 1 and x.shape[1] == self.num_features else ()
+            y = run(self, x, FRAME, sizes, labels=asked(self.source.asks, given), check=_check)
         return y.squeeze(0) if single else y
 
 
@@ -43,7 +49,7 @@ def _check(self: Any, x: Tensor, fixed: bool) -> None:
     if x.shape[1] != self.num_features:
         said = f"expected input's size at channel dimension to match num_features ({self.num_features}), "
         said += f"but got: {x.shape[1]}."
-        if self.affine or self.running_mean is not None:
+        if self.gain_frame is not None or self.running_mean is not None:
             raise ShapeError(said)
         warnings.warn(f"{said} num_features is not used because affine=False.", stacklevel=5)
     n = 1

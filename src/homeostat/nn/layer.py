@@ -10,41 +10,52 @@ from torch import Tensor
 
 from homeostat.forward import add, run
 from homeostat.frame import Frame, ShapeError
-from homeostat.nn.preset import Preset
+from homeostat.nn.preset import Preset, gained
 
 GROUPS = Frame.parse("n (g c) ... -> n g")
 PER_CHANNEL = GROUPS.keep("(g c)")
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-class LayerNorm(Preset, torch.nn.LayerNorm):
-    """w_d (x - mean) / sqrt(var + eps) + b_d: each row of the last axes by itself.
-
-    Ba et al. 2016, arXiv:1607.06450.
-    """
-
+class _Rows(Preset):
     @property
-    def frame(self) -> Frame:
+    def frame(self: Any) -> Frame:
         return _trailing(self.normalized_shape)[0]
 
     state_frame = frame
 
     @property
-    def gain_frame(self) -> Frame | None:
-        return _trailing(self.normalized_shape)[1] if self.elementwise_affine else None
+    def gain_frame(self: Any) -> Frame | None:
+        return _trailing(self.normalized_shape)[1] if self.elementwise_affine else self.own_gain_frame
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(x - mean) / sqrt(var + eps) w + b"""
-        frame, _, sizes = _trailing(self.normalized_shape)
-        return run(self, _as_rows(input), frame, sizes, check=_check_rows)
+    @property
+    def sizes(self: Any) -> dict[str, int]:
+        return dict(_trailing(self.normalized_shape)[2])
 
-    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self: Any, x: Tensor, other: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """x + other, and that normalized: a residual stream in one pass over memory."""
+        if self.gain is not None or given:
+            total = x + other
+            return total, self(total, **given)
         frame, _, sizes = _trailing(self.normalized_shape)
         return add(self, _as_rows(x), _as_rows(other), frame, sizes, _check_rows)
 
 
-class RMSNorm(Preset, torch.nn.RMSNorm):
+class LayerNorm(_Rows, torch.nn.LayerNorm):
+    """w_d (x - mean) / sqrt(var + eps) + b_d: each row of the last axes by itself.
+
+    Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    def forward(self, input: Tensor, **given: Any) -> Tensor:
+        """(x - mean) / sqrt(var + eps) w + b"""
+        if self.gain is not None:
+            return gained(self, _as_rows(input), given, _check_rows)
+        frame, _, sizes = _trailing(self.normalized_shape)
+        return run(self, _as_rows(input), frame, sizes, labels=given, check=_check_rows)
+
+
+class RMSNorm(_Rows, torch.nn.RMSNorm):
     """w_d x / sqrt(mean x^2 + eps): each row of the last axes by its own root mean square.
 
     Zhang & Sennrich 2019, arXiv:1910.07467.
@@ -53,25 +64,12 @@ class RMSNorm(Preset, torch.nn.RMSNorm):
     center = False
     bias = None
 
-    @property
-    def frame(self) -> Frame:
-        return _trailing(self.normalized_shape)[0]
-
-    state_frame = frame
-
-    @property
-    def gain_frame(self) -> Frame | None:
-        return _trailing(self.normalized_shape)[1] if self.elementwise_affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
         """x / sqrt(mean(x^2) + eps) w; without an eps, the spacing at 1 of the dtype of the arithmetic"""
+        if self.gain is not None:
+            return gained(self, _as_rows(x), given, _check_rows)
         frame, _, sizes = _trailing(self.normalized_shape)
-        return run(self, _as_rows(x), frame, sizes, check=_check_rows)
-
-    def add(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """x + other, and that normalized: a residual stream in one pass over memory."""
-        frame, _, sizes = _trailing(self.normalized_shape)
-        return add(self, _as_rows(x), _as_rows(other), frame, sizes, _check_rows)
+        return run(self, _as_rows(x), frame, sizes, labels=given, check=_check_rows)
 
 
 class GroupNorm(Preset, torch.nn.GroupNorm):
@@ -84,13 +82,19 @@ class GroupNorm(Preset, torch.nn.GroupNorm):
 
     @property
     def gain_frame(self) -> Frame | None:
-        return PER_CHANNEL if self.affine else None
+        return PER_CHANNEL if self.affine else self.own_gain_frame
 
-    def forward(self, input: Tensor) -> Tensor:
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"g": self.num_groups, "c": self.num_channels // self.num_groups}
+
+    def forward(self, input: Tensor, **given: Any) -> Tensor:
         """(x - mean_ng) / sqrt(var_ng + eps) w_c + b_c"""
+        if self.gain is not None:
+            return gained(self, input, given, _check_groups)
         groups = self.num_groups
         sizes = (("g", groups), ("c", self.num_channels // groups)) if self.affine else (("g", groups),)
-        return run(self, input, GROUPS, sizes, check=_check_groups)
+        return run(self, input, GROUPS, sizes, labels=given, check=_check_groups)
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat import memory
+from homeostat.errors import number, whole
+from homeostat.nn.inputs import check_input
 from homeostat.reading import measure, normalize
 
 
@@ -31,6 +33,7 @@ class OnlineNorm(nn.Module):
     Chiley et al. 2019, arXiv:1905.05894.
     """
 
+    pattern = "n c ... -> n c"
     running_mean: Tensor
     running_var: Tensor
     running_along: Tensor
@@ -41,7 +44,8 @@ class OnlineNorm(nn.Module):
         self, channels: int, momentum: float = 0.001, control: float = 0.01, eps: float = 1e-5, **kind: Any
     ) -> None:
         super().__init__()
-        self.momentum, self.control, self.eps = momentum, control, eps
+        channels, self.eps = whole("channels", channels), number("eps", eps, least=0)
+        self.momentum, self.control = number("momentum", momentum, 0, 1), number("control", control, 0, 1)
         self.frozen = False  # by hs.freeze
         self.weight = nn.Parameter(torch.ones(channels, **kind))
         self.bias = nn.Parameter(torch.zeros(channels, **kind))
@@ -52,6 +56,7 @@ class OnlineNorm(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward writes memory, which no graph may
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0], axis=1)
         if not self.training or self.frozen:
             rate = (self.running_var + self.eps).rsqrt()
             y = (x - _beside(self.running_mean, x)) * _beside(rate, x)
@@ -69,7 +74,7 @@ class _Online(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: OnlineNorm) -> Tensor:
         held = {"running_mean": layer.running_mean, "running_var": layer.running_var}
         mean, var = (before.double() for before in memory.recall(held, True, True).values())
-        k, m = layer.momentum, measure(x, "n c ... -> n c")
+        k, m = layer.momentum, measure(x, layer.pattern)
         stay = torch.full_like(m.mean, 1 - k)
         mu, mean = _walk(mean, stay, k * m.mean)
         sigma2, var = _walk(var, stay, k * m.var() + k * (1 - k) * (m.mean - mu) ** 2)

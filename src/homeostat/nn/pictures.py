@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat import memory
+from homeostat.door import check_eps
+from homeostat.errors import number, real, said, whole
+from homeostat.frame import ShapeError
 from homeostat.gains import Learned
 from homeostat.moments import Moments
 from homeostat.nn.batch import BatchNorm2d
+from homeostat.nn.inputs import check_input
 from homeostat.nn.instance import InstanceNorm2d
 from homeostat.norm import Norm
 from homeostat.reading import Reading, measure, normalize
@@ -35,9 +39,10 @@ class TLU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.threshold = nn.Parameter(torch.zeros(channels))
+        self.threshold = nn.Parameter(torch.zeros(whole("channels", channels)))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.threshold.shape[0], axis=1)
         return torch.maximum(x, self.threshold.view(-1, *(1,) * (x.dim() - 2))).to(x.dtype)
 
 
@@ -48,12 +53,15 @@ class PONO(nn.Module):
     Li et al. 2019, arXiv:1907.04312.
     """
 
+    pattern = "n c ... -> n ..."
+
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps: Any = check_eps(eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Reading]:
-        return normalize(x, "n c ... -> n ...", eps=self.eps, return_reading=True)
+        check_input(self, x)
+        return normalize(x, self.pattern, eps=self.eps, return_reading=True)
 
 
 class GRN(nn.Module):
@@ -63,13 +71,16 @@ class GRN(nn.Module):
     of an uncentred M2. Woo et al. 2023, arXiv:2301.00808.
     """
 
+    pattern, center = "n ... c -> n c", False
+
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.eps = eps
+        channels, self.eps = whole("channels", channels), number("eps", eps, least=0)
         self.weight, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        square = measure(x, "n ... c -> n c", center=False).m2
+        check_input(self, x, self.weight.shape[0])
+        square = measure(x, self.pattern, center=self.center).m2
         length = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)  # a dead channel has no gradient, not NaN
         ratio: Tensor = (length / (length.mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         ratio = ratio.view(len(x), *(1,) * (x.dim() - 2), -1)
@@ -82,14 +93,20 @@ class EvoNormS0(nn.Module):
     Liu et al. 2020, arXiv:2004.02967.
     """
 
+    pattern = "n (g c) ... -> n g"
+
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.groups, self.eps = groups, eps
+        channels, self.groups = whole("channels", channels), whole("groups", groups)
+        self.eps = number("eps", eps, least=0)
+        if channels % self.groups:
+            raise ValueError(f"groups={groups} do not divide channels={channels}.")
         self.v = nn.Parameter(torch.ones(channels))
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        spread: Tensor = (measure(x, "n (g c) ... -> n g", g=self.groups).var() + self.eps).sqrt().to(x.dtype)
+        check_input(self, x, self.v.shape[0], axis=1)
+        spread: Tensor = (measure(x, self.pattern, g=self.groups).var() + self.eps).sqrt().to(x.dtype)
         spread = spread.repeat_interleave(x.shape[1] // self.groups, 1)
         v, w, b = (p.view(-1, *(1,) * (x.dim() - 2)) for p in (self.v, self.weight, self.bias))
         y: Tensor = x * torch.sigmoid(v * x) / spread.view(*spread.shape, *(1,) * (x.dim() - 2)) * w + b
@@ -140,9 +157,13 @@ class LRN(nn.Module):
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        self.size, self.alpha = whole("size", size), number("alpha", alpha)
+        self.beta, self.k = number("beta", beta), number("k", k)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x)
+        if x.dim() < 2:
+            raise ShapeError(f"LRN was made for [n, c, ...]; this tensor is {list(x.shape)}.")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         square = F.pad(wide.square(), (0, 0) * (x.dim() - 2) + (self.size // 2, (self.size - 1) // 2))
         around = square.unfold(1, self.size, 1).mean(-1)
@@ -159,12 +180,15 @@ class ScaleNorm(Norm):
 class L2Norm(nn.Module):
     """x / |x| along the last axis."""
 
+    pattern, center = "... d -> ...", False
+
     def __init__(self, eps: float = 1e-12) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = number("eps", eps, least=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = normalize(x, "... d -> ...", eps=self.eps / x.shape[-1], center=False)
+        check_input(self, x)
+        y: Tensor = normalize(x, self.pattern, eps=self.eps / max(1, x.shape[-1]), center=self.center)
         out: Tensor = y / math.sqrt(x.shape[-1])
         return out
 
@@ -179,8 +203,8 @@ class PartialRMSNorm(Norm):
 
     def __init__(self, d: int, p: float = 0.0625, eps: float = 1e-8, **kind: Any) -> None:
         super().__init__("... d -> ...", gain=Learned("d", bias=False), eps=eps, center=False, d=d, **kind)
-        if not 0 < p <= 1:
-            raise ValueError(f"p={p!r} is the share of each row that is measured, above 0 and at most 1.")
+        if not 0 < real(p) <= 1:
+            raise ValueError(f"p={said(p)} is the share of each row that is measured, above 0 and at most 1.")
         self.register_buffer("first", torch.arange(d, device=kind.get("device")) < max(1, int(d * p)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -189,14 +213,16 @@ class PartialRMSNorm(Norm):
 
 
 class IBN(nn.Module):
-    """Instance norm of the first `share` of the channels, batch norm of the others.
+    """IN(x_c) for the first `share` of the channels, BN(x_c) for the others: instance and batch norm side by side.
 
     Pan et al. 2018, arXiv:1807.09441.
     """
 
     def __init__(self, channels: int, share: float = 0.5) -> None:
         super().__init__()
-        self.first = int(channels * share)
+        channels, self.first = whole("channels", channels), int(channels * number("share", share, 0, 1))
+        if not 0 < self.first < channels:
+            raise ValueError(f"share={share} of {channels} channels leaves none to one of the two norms.")
         self.instance = InstanceNorm2d(self.first, affine=True)
         self.batch = BatchNorm2d(channels - self.first)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from homeostat.errors import number, whole
+from homeostat.nn.inputs import check_input
+
 
 class DyT(nn.Module):
     """w tanh(a x) + b (dynamic tanh). Zhu et al. 2025, arXiv:2503.10622."""
 
     def __init__(self, d: int, alpha: float = 0.5) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+        d, self.alpha = whole("d", d), nn.Parameter(torch.tensor(number("alpha", alpha)))
         self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0])
         return (torch.tanh(self.alpha * x) * self.weight + self.bias).to(x.dtype)
 
 
@@ -23,10 +27,12 @@ class Derf(nn.Module):
 
     def __init__(self, d: int, alpha: float = 0.5) -> None:
         super().__init__()
-        self.alpha, self.shift = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.zeros(()))
+        d, self.alpha = whole("d", d), nn.Parameter(torch.tensor(number("alpha", alpha)))
+        self.shift = nn.Parameter(torch.zeros(()))
         self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0])
         return (torch.erf(self.alpha * x + self.shift) * self.weight + self.bias).to(x.dtype)
 
 
@@ -35,9 +41,10 @@ class LayerScale(nn.Module):
 
     def __init__(self, d: int, start: float = 1e-4) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((d,), start))
+        self.weight = nn.Parameter(torch.full((whole("d", d),), number("start", start)))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0])
         return (x * self.weight).to(x.dtype)
 
 
@@ -49,4 +56,5 @@ class ReZero(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x)
         return (x * self.weight).to(x.dtype)

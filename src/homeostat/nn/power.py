@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat import memory
+from homeostat.errors import number, whole
+from homeostat.nn.inputs import check_input
 
 
 class PowerNorm(nn.Module):
@@ -24,6 +26,7 @@ class PowerNorm(nn.Module):
     For the first `warmup` batches psi is the batch's own. x is [n, c, ...]. Shen et al. 2020, arXiv:2003.07845.
     """
 
+    pattern, center = "n c ... -> c", False
     running_square: Tensor
     running_pull: Tensor
     num_batches_tracked: Tensor
@@ -31,7 +34,8 @@ class PowerNorm(nn.Module):
 
     def __init__(self, channels: int, momentum: float = 0.1, warmup: int = 0, eps: float = 1e-5, **kind: Any) -> None:
         super().__init__()
-        self.momentum, self.warmup, self.eps = momentum, warmup, eps
+        channels, self.eps = whole("channels", channels), number("eps", eps, least=0)
+        self.momentum, self.warmup = number("momentum", momentum, 0, 1), whole("warmup", warmup, 0)
         self.frozen = False  # by hs.freeze
         self.weight = nn.Parameter(torch.ones(channels, **kind))
         self.bias = nn.Parameter(torch.zeros(channels, **kind))
@@ -43,11 +47,12 @@ class PowerNorm(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward writes memory, which no graph may
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0], axis=1)
         w, b = (p.view(-1, *(1,) * (x.dim() - 2)) for p in (self.weight, self.bias))
         if not self.training or self.frozen:
-            return x * (self.running_square + self.eps).rsqrt().view(w.shape) * w + b
+            return (x * (self.running_square + self.eps).rsqrt().view(w.shape) * w + b).to(x.dtype)
         xhat: Tensor = _Running.apply(x, self)  # type: ignore[no-untyped-call]
-        return xhat * w + b
+        return (xhat * w + b).to(x.dtype)
 
 
 class _Running(torch.autograd.Function):

@@ -24,6 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from homeostat.errors import check_callable, real, said, whole
+from homeostat.frame import ShapeError
+
 PLACEMENTS = ("pre", "post", "deep", "sandwich", "peri", "sub")
 AFTER = ("post", "deep")  # the norm stands on the stream
 TWICE = ("sandwich", "peri", "sub")  # another norm stands after f, or within it
@@ -48,19 +51,24 @@ class Residual(nn.Module):
         branches: int | None = None,
     ) -> None:
         super().__init__()
-        _check(f, norm, placement, branches)
+        _check(f, norm, placement, scale, branches)
         pair = norm if isinstance(norm, tuple) else (norm, copy.deepcopy(norm) if placement in TWICE else None)
         self.f, self.out = f if isinstance(f, tuple) else (f, None)  # type: ignore[var-annotated]
         self.norm, self.after = pair
         self.placement, self.orthogonal = placement, orthogonal
-        self.scale: Any = scale
+        self.scale: Any
+        if isinstance(scale, Tensor) and not isinstance(scale, nn.Parameter):
+            self.register_buffer("scale", scale, persistent=False)  # it moves along
+        else:
+            self.scale = scale
         self.scaled = callable(scale) or isinstance(scale, Tensor) or scale != 1
-        self.stream = 1.0 if branches is None else branches**0.25
+        self.stream = 1.0 if branches is None else whole("branches", branches) ** 0.25
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         u = self.f(x if self.placement in AFTER else self.norm(x), *args, **kwargs)
         u = u if self.after is None else self.after(u)
         u = u if self.out is None else self.out(u)
+        _check_update(u, x)
         u = orthogonal_to(u, x) if self.orthogonal else u
         if self.scaled:
             u = self.scale(u) if callable(self.scale) else u * self.scale
@@ -80,22 +88,46 @@ def initial_gain(placement: str, branches: int) -> float:
 
     torch.nn.init.xavier_normal_(layer.weight, gain=initial_gain("deep", branches=48))
     """
+    _check_placement(placement)
+    n = whole("branches", branches, 2 if placement == "sub" else 1)  # log 1 = 0: nothing would be learned
     if placement == "deep":
-        return math.pow(4 * branches, -0.25)
-    return math.sqrt(math.log(branches)) if placement == "sub" else 1.0
+        return math.pow(4 * n, -0.25)
+    return math.sqrt(math.log(n)) if placement == "sub" else 1.0
 
 
-def _check(f: Any, norm: Any, placement: str, branches: int | None) -> None:
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement={placement!r} is none of {', '.join(PLACEMENTS)}.")
+def _check(f: Any, norm: Any, placement: str, scale: Any, branches: int | None) -> None:
+    _check_placement(placement)
     if isinstance(f, tuple) != (placement == "sub"):
         raise ValueError(f'"{placement}": f is a pair (inner, out) for "sub", and one branch for every other.')
     if isinstance(norm, tuple) and placement not in TWICE:
         raise ValueError(f'"{placement}" has one norm; a pair is for {", ".join(TWICE)}.')
+    for name, given in (("f", f), ("norm", norm)):
+        parts = given if isinstance(given, tuple) else (given,)
+        if isinstance(given, tuple) and len(given) != 2:
+            raise ValueError(f"{name} holds {len(given)} layers: a pair is of two.")
+        for part in parts:
+            check_callable(name, part)
+    if not (isinstance(scale, Tensor) or math.isfinite(real(scale)) or callable(scale)):
+        raise TypeError(f"scale={said(scale)}: give a finite number, a parameter, or a layer such as LayerScale(d).")
+    if callable(scale):
+        check_callable("scale", scale)
     if (branches is None) == (placement == "deep"):
         raise ValueError(f'"{placement}", branches={branches}: "deep" needs them, two per layer; no other takes any.')
-    if branches is not None and branches < 1:
-        raise ValueError(f"branches={branches} is how many branches the network has, at least 1.")
+
+
+def _check_placement(placement: Any) -> None:
+    if not isinstance(placement, str) or placement not in PLACEMENTS:
+        raise ValueError(f"placement={placement!r} is none of {', '.join(PLACEMENTS)}.")
+
+
+def _check_update(u: Any, x: Any) -> None:
+    if not isinstance(x, Tensor):  # torch.fx traces with stand-ins
+        return
+    if not isinstance(u, Tensor):
+        raise TypeError(f"the branch gives a {type(u).__name__}, and a stream takes a tensor: pick it by a lambda.")
+    if u.shape[-1:] != x.shape[-1:]:
+        shapes = f"{list(u.shape)} for a stream of {list(x.shape)}"
+        raise ShapeError(f"the branch gives {shapes}: the last axes must agree.")
 
 
 def orthogonal_to(u: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.affine import Affine
+from homeostat.door import check_eps
+from homeostat.errors import number, said, whole
+from homeostat.nn.inputs import check_input
 from homeostat.reading import Reading, measure, normalize
 
 
@@ -26,22 +29,29 @@ class Reversible(nn.Module):
     undone by `inverse`. Kim et al. 2022 (RevIN), openreview cGDAkQo1C0p.
     """
 
+    pattern = "n t c -> n c"
+
     def __init__(self, channels: int | None = None, affine: bool = False, eps: float | str = "auto") -> None:
         super().__init__()
         if affine and channels is None:
             raise ValueError("affine=True learns a gain per channel: give channels.")
-        self.eps: Any = eps
-        self.weight = nn.Parameter(torch.ones(channels or 0)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels or 0)) if affine else None
+        self.channels = None if channels is None else whole("channels", channels)
+        self.eps: Any = check_eps(eps)
+        self.weight = nn.Parameter(torch.ones(self.channels or 0)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(self.channels or 0)) if affine else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Reading]:
+        check_input(self, x, self.channels)
         seen = ~torch.isnan(x)
-        y, reading = normalize(x, "n t c -> n c", eps=self.eps, where=seen, return_reading=True)
+        y, reading = normalize(x, self.pattern, eps=self.eps, where=seen, return_reading=True)
         y = y.masked_fill(~seen, 0.0)
         return (y if self.weight is None else y * self.weight + self.bias), reading
 
     def inverse(self, y: Tensor, reading: Reading) -> Tensor:
         """What `reading` took away, put back on a forecast [n, any, c]."""
+        if not isinstance(reading, Reading):
+            raise TypeError(f"reading={said(reading)}: give what came with y, as in y, reading = norm(x).")
+        check_input(self, y, self.channels)
         if self.weight is not None and self.bias is not None:
             y = (y - self.bias) / self.weight
         x: Tensor = reading.inverse(y)
@@ -56,9 +66,11 @@ class DAIN(nn.Module):
     var + (mean - a)^2, and mean z is (mean - a) / s. Passalis et al. 2019, arXiv:1902.07892.
     """
 
+    pattern = "n t c -> n c"
+
     def __init__(self, channels: int, eps: float = 1e-8, **kind: Any) -> None:
         super().__init__()
-        self.eps = eps
+        channels, self.eps = whole("channels", channels), number("eps", eps, least=0)
         self.shift = nn.Linear(channels, channels, bias=False, **kind)
         self.scale = nn.Linear(channels, channels, bias=False, **kind)
         self.gate = nn.Linear(channels, channels, **kind)
@@ -66,7 +78,8 @@ class DAIN(nn.Module):
         nn.init.eye_(self.scale.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        m = measure(x, "n t c -> n c")
+        check_input(self, x, self.scale.in_features)
+        m = measure(x, self.pattern)
         learned = (self.shift.weight, self.scale.weight, self.gate.weight, self.gate.bias)
         shift, scale, gate, d = (p.to(m.mean.dtype) for p in learned)
         a = m.mean @ shift.T

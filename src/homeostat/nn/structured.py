@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from homeostat.door import check_eps
+from homeostat.errors import whole, widths
 from homeostat.frame import ShapeError
 from homeostat.gains import Around, Conditional, Gain, Learned
+from homeostat.nn.inputs import check_input
 from homeostat.nn.layer import RMSNorm
 from homeostat.norm import Norm
 from homeostat.reading import normalize
@@ -28,7 +31,7 @@ class HeadNorm(Norm):
 
 
 class QKNorm(nn.Module):
-    """RMS norm of queries and of keys along their last axis, each with a gain of its own: q, k = norm(q, k).
+    """w_d q / sqrt(mean q^2 + eps), and k by a gain of its own: RMS norm of queries and keys, q, k = norm(q, k).
 
     The logits are then bounded by the gains, whatever the projections do. Henry et al. 2020, arXiv:2010.04245.
     """
@@ -46,9 +49,10 @@ class HeadScale(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(heads))
+        self.weight = nn.Parameter(torch.ones(whole("heads", heads)))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.weight.shape[0], axis=-3)
         return (x * self.weight[:, None, None]).to(x.dtype)
 
 
@@ -58,10 +62,11 @@ class _Blocks(Norm):
     block: Tensor
 
     def __init__(self, pattern: str, blocks: Sequence[int], gain: Gain | None, **kind: Any) -> None:
-        if not blocks or min(blocks) < 1:
-            raise ValueError(f"blocks={blocks!r} are widths of at least 1.")
+        blocks = widths("blocks", blocks)
+        if min(blocks) < 2:
+            raise ValueError(f"blocks={blocks}: one feature minus its own mean is 0; merge it, or leave it out.")
         super().__init__(pattern, gain=gain, d=sum(blocks), **kind)
-        self.blocks = tuple(blocks)
+        self.blocks = blocks
         codes = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor(self.blocks))
         self.register_buffer("block", codes.to(kind.get("device")), persistent=False)
 
@@ -88,22 +93,24 @@ class SectorNorm(nn.Module):
     """
 
     codes: Tensor
+    pattern = "... d -> ... sector[d]"
 
     def __init__(self, sectors: dict[str, int] | Sequence[int], eps: float = 1e-5, center_only: bool = False) -> None:
         super().__init__()
-        named = sectors if isinstance(sectors, dict) else {str(i): n for i, n in enumerate(sectors)}
-        if not named or min(named.values()) < 1:
-            raise ValueError(f"sectors={sectors!r} are widths of at least 1, by name or one after the other.")
-        self.names, self.eps, self.center_only = tuple(named), eps, center_only
-        widths = torch.tensor(tuple(named.values()))
-        self.register_buffer("codes", torch.repeat_interleave(torch.arange(len(named)), widths), persistent=False)
+        sizes = widths("sectors", tuple(sectors.values()) if isinstance(sectors, dict) else sectors)
+        self.names = tuple(sectors) if isinstance(sectors, dict) else tuple(map(str, range(len(sizes))))
+        self.eps: Any = check_eps(eps)
+        self.center_only = center_only
+        codes = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.register_buffer("codes", codes, persistent=False)
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] != len(self.codes):
-            raise ShapeError(f"{len(self.names)} sectors take {len(self.codes)} features; x has {x.shape[-1]}.")
+        check_input(self, x)
+        features = x.shape[-1] if x.dim() else 0
+        if features != len(self.codes):
+            raise ShapeError(f"{len(self.names)} sectors take {len(self.codes)} features; x has {features}.")
         sector = (self.codes, len(self.names))
-        pattern = "... d -> ... sector[d]"
-        y, reading = normalize(x, pattern, eps=self.eps, where=where, return_reading=True, sector=sector)
+        y, reading = normalize(x, self.pattern, eps=self.eps, where=where, return_reading=True, sector=sector)
         if self.center_only:
             y = (x.double() - reading.mean.double()[..., self.codes]).to(x.dtype)
         return y, reading.mean.to(x.dtype)
@@ -128,10 +135,10 @@ class GemmaRMSNorm(Norm):
 
 
 class OrbitNorm(Norm):
-    """Channels that a symmetry permutes or mixes share one statistic and one gain: fields of `size` channels each.
+    """w_f (x - mean_f) / sqrt(var_f + eps) + b_f, f a field: the `size` channels that a symmetry permutes or mixes.
 
-    (x - mean_f) / sqrt(var_f + eps) w_f + b_f; `vectors=True` for fields that the symmetry rotates: no mean is taken
-    and no b is added, for there is no invariant vector but 0. x is [n, fields * size, ...].
+    They share one statistic and one gain. `vectors=True` for fields that the symmetry rotates: no mean is taken and no
+    b is added, for there is no invariant vector but 0. x is [n, fields * size, ...].
     """
 
     def __init__(
@@ -146,27 +153,3 @@ class OrbitNorm(Norm):
         gain = Learned("f", bias=not vectors)
         source = source or Running()
         super().__init__("n (f k) ... -> f", source, gain, eps, not vectors, f=fields, k=size, **kind)
-
-
-def assert_equivariant(
-    module: Callable[[Tensor], Tensor],
-    actions: Iterable[Callable[[Tensor], Tensor]],
-    x: Tensor,
-    tolerance: float = 1e-5,
-) -> float:
-    """module(g x) = g module(x) for every action g of a group, or an AssertionError that says by how much it is not.
-
-    Returns the largest error, relative to the size of the output.
-    """
-    with torch.no_grad():
-        y, worst = module(x), 0.0
-        for i, g in enumerate(actions):
-            want = g(y)
-            off = float((module(g(x)) - want).abs().max() / want.abs().max().clamp_min(1e-30))
-            worst = max(worst, off)
-            if not off <= tolerance:
-                raise AssertionError(
-                    f"{type(module).__name__} does not commute with action {i}: it differs by {off:.3g} of its "
-                    f"largest output, allowed is {tolerance:g}."
-                )
-    return worst

@@ -7,22 +7,24 @@ A channel's moments are measured over its positions, one sample at a time. Which
     batch, instance, group norm, and a Norm of axes "n c ..." or "n (g c) ..."      n c ... -> n c      over pixels
     layer and RMS norm of the last axis, and a Norm that pools along it             n ... d -> n d      over tokens
 
-A norm that is given one position per sample, [n, c], has no spread to record and stays as it is; so does one that is
-reached by `norm.add(x, y)` and not by a call. Of several calls of one norm the last is recorded.
+A norm that is given one position per sample, [n, c] or [n, c, 1, 1], has no spread to record and stays as it is; so
+does one that is reached by `norm.add(x, y)` and not by a call. Of several calls of one norm the last is recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from homeostat.errors import said
+from homeostat.frame import ShapeError
 from homeostat.gains import Style
 from homeostat.moments import Moments
-from homeostat.nn.states import trial
+from homeostat.nn.states import check_module, trial
 from homeostat.norm import Norm
 from homeostat.reading import measure
 
@@ -37,20 +39,35 @@ def restyle(net: nn.Module, content: Tensor, reference: Tensor | dict[str, Momen
     Before norms of pictures the frame is "n c ... -> n c", before norms of tokens "n ... d -> n d"; so pictures may
     differ in size and sentences in length, and one reference may serve a whole batch.
     """
-    moments = reference if isinstance(reference, dict) else styles(net, reference)
+    check_module(net, "restyle")
+    _check_tensor("content", content)
+    moments = _recorded(reference) if isinstance(reference, dict) else styles(net, reference)
+
+    used = set()
 
     def put_on(name: str, frame: Norm, x: Tensor) -> Tensor:
         if name not in moments:
-            raise KeyError(f"the reference has no style for the norm {name!r}; it has {', '.join(moments)}.")
+            known = ", ".join(moments) or "none"
+            raise ValueError(f"the reference has no style for the norm {name!r}; it has {known}.")
+        rows, channels = moments[name].mean.shape
+        seen = _channels(frame, x)
+        if rows not in (1, len(x)) or channels != seen:
+            given = f"{rows} samples of {channels} channels, and the content {len(x)} of {seen}"
+            raise ShapeError(f"the reference has, at the norm {name!r}, {given}: give 1 sample, or one for each.")
+        used.add(name)
         styled: Tensor = frame(x, style=moments[name])
         return styled
 
     with _at_norms(net, put_on), trial(net):
-        return net(content)
+        y = net(content)
+    _check_any(net, used)
+    return y
 
 
 def styles(net: nn.Module, reference: Tensor) -> dict[str, Moments]:
     """By norm, the Moments [sample, channel] of what came to it, over pixels or over tokens."""
+    check_module(net, "styles")
+    _check_tensor("reference", reference)
     found: dict[str, Moments] = {}
 
     def record(name: str, frame: Norm, x: Tensor) -> Tensor:
@@ -59,12 +76,28 @@ def styles(net: nn.Module, reference: Tensor) -> dict[str, Moments]:
 
     with _at_norms(net, record), trial(net), torch.no_grad():
         net(reference)
-    if not found:
+    _check_any(net, found)
+    return found
+
+
+def _check_any(net: nn.Module, seen: Collection[str]) -> None:
+    if not seen:
         raise ValueError(
             f"{type(net).__name__} has no norm that saw channels with positions, [n, c, ...] or [n, ..., d]: "
-            f"there is no style to record."
+            f"there is no style to record, and none to put on."
         )
-    return found
+
+
+def _check_tensor(name: str, given: Any) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}={said(given)}: give a tensor, an input of the network.")
+
+
+def _recorded(given: dict[str, Any]) -> dict[str, Moments]:
+    for name, moments in given.items():
+        if not isinstance(moments, Moments) or len(moments.mean.shape) != 2:
+            raise TypeError(f"reference[{name!r}] is no Moments [sample, channel]: give what styles(net, x) returned.")
+    return given
 
 
 def _frame_of(module: nn.Module) -> Norm | None:
@@ -82,6 +115,10 @@ def _frame_of(module: nn.Module) -> Norm | None:
     return TOKENS if any(name not in ("...", *kept) for name in last) else None
 
 
+def _channels(frame: Norm, x: Tensor) -> int:
+    return x.shape[1 if frame is PICTURES else -1]
+
+
 @contextmanager
 def _at_norms(net: nn.Module, f: Callable[[str, Norm, Tensor], Tensor]) -> Iterator[None]:
     """f(name, frame, x) in place of the input x of every norm, where a channel has positions."""
@@ -92,7 +129,7 @@ def _at_norms(net: nn.Module, f: Callable[[str, Norm, Tensor], Tensor]) -> Itera
             def before(_: Any, args: tuple[Any, ...], given: Any, name: str = name, frame: Norm = frame) -> Any:
                 word = "" if args else next(iter(given))  # x comes first, or by its name
                 x = given[word] if word else args[0]
-                if x.dim() <= 2:
+                if x.dim() <= 2 or x[:1].numel() <= _channels(frame, x):
                     return None
                 new = f(name, frame, x)
                 return (args, given | {word: new}) if word else ((new, *args[1:]), given)

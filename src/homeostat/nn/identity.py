@@ -1,4 +1,4 @@
-"""Tools on layers: which gradients touch which outputs, gains that change nothing."""
+"""Identity: the gain with which a norm gives back what it is given, or what another layer makes of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -14,72 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from homeostat import ops
+from homeostat.errors import check_callable, said
+from homeostat.frame import ShapeError
 from homeostat.gains import Learned
 from homeostat.kernels.reference import Job
+from homeostat.nn.inputs import check_awake
+from homeostat.nn.states import trial
 from homeostat.plan import plan_for
 from homeostat.reading import measure
 from homeostat.sources import Batch, Frozen, Renorm, Running
-
-# ---------------------------------------------------------------- coupling
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """For every axis of x, [length, length]: does the output at position i depend on the input at position j?"""
-
-    axes: tuple[str, ...]
-    touches: tuple[Tensor, ...]
-
-    def groups(self, axis: str) -> int:
-        """How many parts of an axis do not see each other, directly or through others: 1 couples all of it."""
-        seen = self.touches[self.axes.index(axis)].cpu()
-        reach = (seen | seen.T | torch.eye(len(seen), dtype=torch.bool)).double()
-        for _ in range(len(seen).bit_length()):
-            reach = (reach @ reach > 0).double()
-        return len({tuple(row.tolist()) for row in reach})
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Axes along which no position sees another."""
-        return tuple(a for a, seen in zip(self.axes, self.touches, strict=True) if self.groups(a) == len(seen) > 1)
-
-    def __str__(self) -> str:
-        said = []
-        for axis, seen in zip(self.axes, self.touches, strict=True):
-            n, length = self.groups(axis), len(seen)
-            said.append(f"{axis}: " + ("apart" if n == length else "all together" if n == 1 else f"{n} groups"))
-        return ", ".join(said)
-
-
-@torch.enable_grad()
-def coupling(norm: nn.Module | Callable[[Tensor], Tensor], x: Tensor, axes: str = "") -> Coupling:
-    """Which input gradients touch which outputs, axis by axis. `axes` are names for those of x, as "n c h w".
-
-    >>> str(coupling(nn.GroupNorm(2, 4), torch.randn(2, 4, 3), "n c t"))
-    'n: apart, c: 2 groups, t: all together'
-    """
-    names = tuple(axes.split()) or tuple(f"axis{i}" for i in range(x.dim()))
-    if len(names) != x.dim():
-        raise ValueError(f'axes="{axes}" names {len(names)} axes; x has {x.dim()}.')
-    f = copy.deepcopy(norm).double() if isinstance(norm, nn.Module) else norm
-    if not torch.isfinite(x).all():
-        raise ValueError("coupling follows gradients, and x has values that are not finite.")
-    z = x.detach().double().requires_grad_()
-    y = f(z)
-    if y.shape != x.shape:
-        raise ValueError(f"coupling compares positions of x and y; y is {tuple(y.shape)} where x is {tuple(x.shape)}.")
-    w = (
-        torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).view_as(y).sin()
-    )  # no symmetry that could cancel
-    found = []
-    for axis, length in enumerate(x.shape):
-        rows = [torch.autograd.grad((y * w).select(axis, i).sum(), z, retain_graph=True)[0] for i in range(length)]
-        sizes = torch.stack([row.abs().movedim(axis, 0).flatten(1).amax(1) for row in rows])
-        found.append(sizes > 1e-12 * sizes.max())
-    return Coupling(names, tuple(found))
-
-
-# ---------------------------------------------------------------- gains that change nothing
 
 
 def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor], Tensor] | None = None) -> float:
@@ -90,10 +33,8 @@ def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor],
     the fit is for evaluation. Returns what is left: the root of |y - wanted|^2 / |wanted - its mean|^2.
     """
     _check_gain(norm)
-    data = [x.detach() for x in batches]
-    if not data:
-        raise ValueError("identity_on needs at least one batch.")
-    target = wanted or (lambda x: x)
+    data = _batches(batches)
+    target = _wanted(wanted)
     before = copy.deepcopy(norm.state_dict())
     training = norm.training
     try:
@@ -107,7 +48,8 @@ def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor],
             w, b = _line([_sums(norm, y, t) for y, t in pairs], norm.bias is not None)
             if not (torch.isfinite(w).all() and torch.isfinite(b).all()):
                 raise ValueError(
-                    "identity_on: these batches have values that are not finite; the norm stays as it was."
+                    "identity_on: these batches, or what is wanted of them, have values that are not finite, or a "
+                    "single value per statistic; the norm stays as it was."
                 )
             norm.weight.copy_(w)
             if norm.bias is not None:
@@ -123,9 +65,44 @@ def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor],
     return math.sqrt(float(torch.stack(left).sum()) / size) if size > 0 else 0.0
 
 
+def _batches(given: Any) -> list[Tensor]:
+    """Held, for they are needed twice and a generator gives them once."""
+    if isinstance(given, Tensor | dict | str) or not hasattr(given, "__iter__"):
+        raise TypeError(f"batches is {said(given)}: give several tensors, [x] for one.")
+    data = list(given)
+    if not data:
+        raise ValueError("identity_on needs at least one batch.")
+    for i, x in enumerate(data):
+        if not isinstance(x, Tensor) or not x.numel():
+            raise TypeError(f"batches[{i}] is {said(x)}: each is a tensor with values, what the norm is to be given.")
+    return [x.detach() for x in data]
+
+
+def _wanted(given: Any) -> Callable[[Tensor], Tensor]:
+    """x itself, or a function whose memory stays as it was."""
+    if given is None:
+        return lambda x: x
+    check_callable("wanted", given)
+
+    def target(x: Tensor) -> Tensor:
+        with trial(given) if isinstance(given, nn.Module) else nullcontext():
+            y = given(x)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            got = list(y.shape) if isinstance(y, Tensor) else said(y)
+            raise ShapeError(f"wanted(x) is {got}: give a function that makes {list(x.shape)}, the shape of x, of x.")
+        return y
+
+    return target
+
+
 def _check_gain(norm: Any) -> None:
+    check_callable("norm", norm)
+    check_awake("identity_on", norm)
     if getattr(norm, "weight", None) is None or getattr(norm, "gain_frame", None) is None:
-        raise TypeError(f"{type(norm).__name__} has no gain to set: one of ours is wanted, with affine=True or gain=.")
+        raise TypeError(
+            f"{type(norm).__name__} has no gain to set: one of ours is wanted, with affine=True or gain=; "
+            f"homeostat.adopt makes torch's ours."
+        )
     gain = getattr(norm, "gain", None)
     if gain is not None and type(gain) is not Learned:
         raise TypeError(f"identity_on sets a gain that is learned as it stands; {gain} makes its own.")
@@ -135,13 +112,14 @@ def _check_gain(norm: Any) -> None:
 
 
 def _take_in(norm: Any, data: list[Tensor]) -> None:
-    """Memory becomes that of all these batches, measured together."""
+    """Memory becomes that of all these batches, measured together and counted."""
     if "running_mean" not in norm.source.names:
         return
     sizes: dict[str, Any] = _sizes(norm)
     m = reduce(operator.add, [measure(x, norm.state_frame, **sizes) for x in data])
     norm.running_mean.copy_(m.mean)
     norm.running_var.copy_(m.var(ddof=1))
+    norm.num_batches_tracked.fill_(len(data))  # a cumulative mean would forget them at its next batch
 
 
 def _sizes(norm: Any) -> dict[str, int]:
