@@ -27,11 +27,26 @@ PRESETS = {
 }
 
 
+STYLE = torch.linspace(-2, 3, 5 * 6).sin().view(5, 6)
+
+
 class InDomains(hs.nn.BatchNorm2d):
     """Every other sample is of another domain."""
 
     def forward(self, input):
         return super().forward(input, domain=torch.arange(len(input), device=input.device) % 2)
+
+
+class InKinds(hs.nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input, kind=codes(input))
+
+
+class Shared(hs.nn.GroupNorm):
+    """Between the kinds."""
+
+    def forward(self, input):
+        return super().forward(input, kind=wave(input, 3).softmax(-1))
 
 
 class Told(hs.Norm):
@@ -74,7 +89,7 @@ def scaled(m):
 def frozen():
     layer = told(hs.Running(0.5), hs.Given("n c"))
     layer(torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(1)) * 3)
-    return hs.freeze(layer)
+    return hs.freeze(layer, inplace=True)[0]
 
 
 def recorded():
@@ -119,6 +134,15 @@ SOURCES = {
         lambda: hs.Norm("b t (h d) -> b t h", hs.By(scaled), hs.Learned("(h d)"), h=2, d=3),
         (2, 4, 6),
     ),
+    "Renorm of parts": (
+        lambda: hs.nn.BatchNorm2d(6, source=hs.Ghost(2, hs.Renorm(r_max=9.0, d_max=9.0))),
+        (4, 6, 5, 3),
+    ),
+    "Shrunk of parts of domains": (
+        lambda: InDomains(6, source=hs.Shrunk(3, hs.Ghost(3, hs.Domain(3, hs.Running("auto"))))),
+        (4, 6, 5, 3),
+    ),
+    "Mixed of Domain": (lambda: InDomains(6, source=hs.Mixed(inner=hs.Domain(3))), (4, 6, 5, 3)),
     "GraphNorm": (lambda: hs.nn.GraphNorm(6), (5, 6)),
     "EvoNormB0": (lambda: hs.nn.EvoNormB0(6), (4, 6, 5, 3)),
     "LRN": (lambda: hs.nn.LRN(3, alpha=0.5), (4, 6, 5, 3)),
@@ -126,6 +150,9 @@ SOURCES = {
     "ModalityNorm": (lambda: hs.nn.ModalityNorm((2, 4)), (4, 3, 6)),
     "Balanced": (lambda: hs.Norm("... d -> ...", gain=hs.Balanced("d", blocks=(2, 4)), d=6), (4, 3, 6)),
     "Around": (lambda: hs.nn.GemmaRMSNorm(6), (4, 3, 6)),
+    "BatchNorm2d, Conditional": (lambda: InKinds(6, gain=hs.Conditional("kind[n] c", classes=3)), (4, 6, 5, 3)),
+    "GroupNorm, shares": (lambda: Shared(2, 6, gain=hs.Conditional("kind[n] (g c)", classes=3)), (4, 6, 5)),
+    "LayerNorm, Style": (lambda: hs.nn.LayerNorm(6, gain=hs.Style("d", reference=STYLE)), (4, 3, 6)),
 }
 PRESETS |= SOURCES
 

@@ -434,6 +434,31 @@ def test_a_sector_norm_compares_with_peers_and_gives_the_sectors_means_as_featur
         norm(x[..., :5])
 
 
+def test_the_means_of_sectors_are_features_with_a_gradient():
+    x, w = tokens().requires_grad_(), torch.linspace(-1, 1, 8)
+    y, means = H.SectorNorm((3, 5), center_only=True)(x)
+    of_means = torch.autograd.grad(means.sum(), x, retain_graph=True)[0]
+    torch.testing.assert_close(of_means, torch.tensor([1 / 3] * 3 + [1 / 5] * 5).expand_as(x))
+    of_y = torch.autograd.grad((y * w).sum(), x)[0]
+    centred = torch.cat([part - part.mean() for part in w.split((3, 5))])
+    torch.testing.assert_close(of_y, centred.expand_as(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("eps", [1e-5, 0.1, "auto"])
+def test_what_is_done_with_a_reading_has_the_gradient_of_its_formula(eps, dtype):
+    x, w = tokens().to(dtype).requires_grad_(), torch.linspace(-1, 1, 8, dtype=dtype)
+    other = torch.randn(4, 3, 8, dtype=dtype)
+    _, reading = hs.normalize(x, "n t d -> n d", eps=eps, return_reading=True)
+    got = (reading.inverse(other) * w).sum() + (reading(other) * w).sum() + ((reading.mean + reading.std) * w).sum()
+    z = x.detach().to(D).requires_grad_()
+    mean, var = z.mean(1, keepdim=True), z.var(1, keepdim=True, correction=0)
+    spread = (var + (0 if eps == "auto" else eps)).sqrt()
+    want = ((other * spread + mean) * w).sum() + ((other - mean) / spread * w).sum() + ((mean + var.sqrt()) * w).sum()
+    of_got, of_want = torch.autograd.grad(got, x)[0].to(D), torch.autograd.grad(want, z)[0]
+    torch.testing.assert_close(of_got, of_want, rtol=1e-4, atol=1e-5 if dtype is torch.float32 else 1e-10)
+
+
 def test_pono_gives_back_what_it_took():
     x = picture()
     y, reading = H.PONO()(x)
@@ -448,7 +473,7 @@ def test_evonorm_b0_remembers_as_batch_norm_does_and_evaluates_by_it():
         ours(batch)
         if batch.isfinite().all():
             theirs(batch)
-    hs.freeze(ours)(x)
+    hs.freeze(ours, inplace=True)[0](x)
     for name, want in theirs.named_buffers():
         torch.testing.assert_close(getattr(ours, name), want, rtol=1e-5, atol=1e-5)
     assert ours.num_batches_skipped == 1
@@ -456,7 +481,7 @@ def test_evonorm_b0_remembers_as_batch_norm_does_and_evaluates_by_it():
     v, w, b, var = (p.view(6, 1, 1) for p in (ours.v, ours.weight, ours.bias, theirs.running_var))
     want = x / torch.maximum((var + 1e-5).sqrt(), v * x + own) * w + b
     torch.testing.assert_close(ours(x), want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(hs.unfreeze(ours).eval()(x), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hs.unfreeze(ours)[0].eval()(x), want, rtol=1e-5, atol=1e-5)
 
 
 def test_messages_take_the_length_of_the_node_they_reach():
@@ -533,6 +558,31 @@ def test_a_standardized_convolution_ignores_shift_and_scale_of_its_weight():
     with torch.no_grad():
         conv.parametrizations.weight.original.mul_(7).add_(2)
     torch.testing.assert_close(conv(x), y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_outputs_of_a_transposed_convolution_are_its_second_axis(groups):
+    torch.manual_seed(0)
+    conv = torch.nn.ConvTranspose2d(6, 9, 3, groups=groups, bias=False)
+    raw = conv.weight.detach().double().view(groups, 6 // groups, 9 // groups, 3, 3)
+    got = H.standardize_weight(conv).weight.double().view_as(raw)
+    torch.testing.assert_close(got, standard(raw, (1, 3, 4), 1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_a_transposed_convolution_is_parted_into_length_and_direction_as_torchs_of_axis_1():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.ConvTranspose2d(6, 4, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    before = ours.weight.detach().clone()
+    H.normalize_weight(ours)
+    torch.nn.utils.parametrizations.weight_norm(theirs, dim=1)
+    torch.testing.assert_close(ours.weight, before)
+    for layer in (ours, theirs):
+        layer(torch.ones(2, 6, 5, 5)).square().sum().backward()
+    length, direction = (getattr(theirs.parametrizations.weight, f"original{i}").grad for i in (0, 1))
+    torch.testing.assert_close(ours.parametrizations.weight.original.grad, direction, rtol=1e-4, atol=1e-5)
+    g = ours.parametrizations.weight[0].weight.grad
+    torch.testing.assert_close(g.flatten() / (6 * 9) ** 0.5, length.flatten(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_spectral_weight_has_the_largest_singular_value_1():
@@ -712,10 +762,12 @@ def test_a_graph_without_nodes_makes_no_nan():
     assert torch.isfinite(norm.mean_scale.grad).all()
 
 
-def test_graphs_may_come_from_given():
-    norm, x = H.GraphNorm(6), nodes()
+@pytest.mark.parametrize("norm", [H.GraphNorm(6), H.GraphSizeNorm()], ids=lambda norm: type(norm).__name__)
+def test_graphs_may_come_from_given_or_from_a_list(norm):
+    x = nodes()
     with hs.given(batch=GRAPH):
         torch.testing.assert_close(norm(x), norm(x, GRAPH))
+    torch.testing.assert_close(norm(x, GRAPH.tolist()), norm(x, GRAPH))
 
 
 @pytest.mark.parametrize(
@@ -730,6 +782,11 @@ def test_graphs_may_come_from_given():
         (H.EvoNormS0(2, 6), (2, 6, 4, 4)),
         (H.EvoNormB0(6), (2, 6, 4, 4)),
         (H.HeadScale(6), (2, 6, 4, 8)),
+        (H.PowerNorm(6), (2, 6, 4, 4)),
+        (H.PowerNorm(6).eval(), (2, 6, 4, 4)),
+        (H.OnlineNorm(6), (2, 6, 4, 4)),
+        (H.LRN(3), (2, 6, 4, 4)),
+        (H.GraphSizeNorm(), (5, 6)),
     ],
     ids=lambda item: type(item).__name__ if isinstance(item, torch.nn.Module) else "",
 )

@@ -1,4 +1,4 @@
-"""Every preset is its torch.nn class with one more keyword, source=: signature, defaults, repr, errors, attributes."""
+"""Every preset is its torch.nn class with two more keywords, source= and gain=: signature, repr, errors, attributes."""
 
 import copy
 import inspect
@@ -55,10 +55,11 @@ def assert_same(a, b):
 
 
 @every_preset
-def test_the_signature_is_torchs_and_a_keyword_only_source(name):
-    *own, source = inspect.signature(getattr(hs.nn, name)).parameters.values()
+def test_the_signature_is_torchs_and_a_keyword_only_source_and_gain(name):
+    *own, source, gain = inspect.signature(getattr(hs.nn, name)).parameters.values()
     assert own == list(inspect.signature(getattr(torch.nn, name)).parameters.values())
-    assert (source.name, source.kind, source.default) == ("source", inspect.Parameter.KEYWORD_ONLY, None)
+    for more, said in ((source, "source"), (gain, "gain")):
+        assert (more.name, more.kind, more.default) == (said, inspect.Parameter.KEYWORD_ONLY, None)
 
 
 @every_preset

@@ -4,7 +4,7 @@
     Around("c")                  the same, w learned around 0 and applied as 1 + w
     Balanced("d", blocks=(2, 6)) the same, and every block of features keeps its share of the energy
 
-conditioned.py has those that are made anew at every call:
+Those that are made anew at every call, in tables.py and conditioned.py:
 
     Conditional("kind[n] c")     a row of a table for each sample's kind
     FiLM("n c", width=128)       w = 1 + s, (s, b) linear in a vector that comes with the call
@@ -18,7 +18,6 @@ conditioned.py has those that are made anew at every call:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -54,6 +53,10 @@ class Gain:
     def labels_in(self, frame: Frame) -> tuple[Label, ...]:
         """Labels of its own, beside the frame's."""
         return ()
+
+    def sizes_in(self, frame: Frame) -> dict[str, int]:
+        """How many values its own labels take, where it says so itself."""
+        return {}
 
     def make(self, layer: Any, frame: Frame, sizes: Mapping[str, int], kind: dict[str, Any]) -> None:
         """Give a layer what this gain learns, at the identity; `kind` is device and dtype."""
@@ -143,10 +146,13 @@ class Balanced(Learned):
         return torch.eye(len(self.blocks), dtype=torch.float64)[:, block].to(like.device)
 
     def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
+        import torch
+
         v, u = layer.weight.double(), None if layer.bias is None else layer.bias.double()
-        member = layer.member.clone().double()  # whatever it was cast to; `trial` writes buffers back
-        energy = member @ (v * v if u is None else v * v + u * u)
-        scale = energy.clamp_min(1e-30).rsqrt() @ (member * math.sqrt(len(v) / len(self.blocks)))
+        # A product, and so a copy: `trial` writes buffers back. In double, whatever the buffer was cast to.
+        member = layer.member.double() * (len(v) / len(self.blocks))
+        energy = torch.mv(member, v * v if u is None else v * v + u * u)
+        scale = torch.mv(member.t(), (energy + 1e-30).rsqrt())
         return (v * scale).to(layer.weight.dtype), None if u is None else (u * scale).to(layer.weight.dtype)
 
 
@@ -169,15 +175,13 @@ def extent(frame: Frame, sizes: Mapping[str, int]) -> tuple[int, ...]:
         n = 1
         for name in names_in(item):
             if name not in sizes:
-                what = "label takes, " if isinstance(item, Label) else "size, "
-                raise FrameError(f'"{frame}" is learned or remembered per {name}: give its {what}{name}=...')
+                raise FrameError(f'"{frame}" is learned or remembered per {name}: give its size, {name}=...')
             n *= sizes[name]
         out.append(n)
     return tuple(out)
 
 
-def lengths_of(layer: Any, x: Any) -> dict[str, int]:
-    """The length of every named axis of x."""
+def lengths_in(layer: Any, x: Any, frame: Frame) -> tuple[int, ...]:
+    """The lengths in x of what `frame` keeps of the layer's axes."""
     counts = {one.name: layer.counts[one.name] for one in layer.frame.labels}
-    plan = plan_for(layer.frame, tuple(x.shape), layer.sizes, counts)
-    return dict(zip(plan.names, plan.shape, strict=True))
+    return plan_for(layer.frame, tuple(x.shape), layer.sizes, counts).keep(frame).groups

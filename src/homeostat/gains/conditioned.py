@@ -1,67 +1,18 @@
-"""Gains whose w and b are made anew at every call, from what comes with it: a label, a vector, a picture, a style."""
+"""Gains whose w and b are made anew at every call, from what comes with it: a vector, a picture, a style."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from homeostat import ops
-from homeostat.frame import Frame, FrameError, Label, ShapeError, listed
-from homeostat.gains.base import Gain, Learned, Pair, declares, extent, lengths_of, names_in
+from homeostat.frame import Frame, FrameError, ShapeError, listed
+from homeostat.gains.base import Gain, Pair, declares, extent, lengths_in
 from homeostat.kernels.reference import Job
-from homeostat.labels import is_coded, resolve
 from homeostat.moments import Moments
 from homeostat.plan import plan_for
-
-
-@dataclass(frozen=True)
-class Conditional(Learned):
-    """y w[k] + b[k]: one learned w and b per value k of a label, which comes with the call.
-
-    Conditional("kind[n] c"): norm(x, kind=(codes, 10)) gives every sample the gain of its kind.
-    """
-
-    def frame_in(self, frame: Frame) -> Frame:
-        learned = frame.keep(self.keep)
-        if len(learned.labels) != 1 or not isinstance(learned.kept[0], Label):
-            raise FrameError(f'Conditional("{self.keep}") keeps one label, and it stands first, as in "kind[n] c".')
-        return learned
-
-    def applied_in(self, frame: Frame) -> Frame:
-        learned = self.frame_in(frame)
-        return frame.keep((*learned.labels[0].axes, *learned.kept[1:]))
-
-    def labels_in(self, frame: Frame) -> tuple[Label, ...]:
-        return self.frame_in(frame).labels
-
-    def make(self, layer: Any, frame: Frame, sizes: Mapping[str, int], kind: dict[str, Any]) -> None:
-        super().make(layer, frame, sizes, kind)
-        layer.label = self.frame_in(frame).labels[0]
-
-    def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
-        import torch
-
-        label = layer.label
-        name, n = label.name, layer.counts[label.name]
-        if torch.is_tensor(given.get(name)) and not given[name].is_floating_point():
-            given[name] = given[name], n  # the layer knows how many there are
-        if not is_coded(given.get(name)) or given[name][1] != n:
-            raise FrameError(
-                f"{self} needs the {name} of each {' '.join(label.axes)}: pass {name}=codes, a tensor of integers, "
-                f"or (codes, {n})."
-            )
-        lengths = lengths_of(layer, x)
-        where = tuple(lengths[axis] for axis in label.axes)
-        shared = any(one.name == name for one in layer.frame.labels)  # then the frame needs it too
-        codes, _ = resolve(name, given[name] if shared else given.pop(name), where, str(label))
-        at = torch.as_tensor(codes, dtype=torch.int64, device=x.device).reshape(-1)
-
-        def of(p: Any) -> Any:
-            rows = None if p is None else p.index_select(0, at)
-            return rows if rows is None or len(where) == 1 else rows.reshape(*where, *p.shape[1:])
-
-        return of(layer.weight), of(layer.bias)
 
 
 @dataclass(frozen=True)
@@ -97,14 +48,13 @@ class FiLM(Gain):
         super().make(layer, frame, sizes, kind)
         if self.width < 1:
             raise ValueError(f"{self}: give the width of the vector that comes with the call, width=...")
-        made = 1
-        for item in self._made(frame, sizes):
-            made *= extent(frame.keep((item,)), sizes)[0]
-        layer.modulation = torch.nn.Linear(self.width, made * (1 + self.bias), **kind)
+        free, made = self._parted(frame, sizes)
+        layer.free, layer.made = frame.keep(free), extent(frame.keep(made), sizes)
+        layer.modulation = torch.nn.Linear(self.width, math.prod(layer.made) * (1 + self.bias), **kind)
         self.reset(layer)
 
-    def _made(self, frame: Frame, sizes: Mapping[str, int]) -> tuple[Any, ...]:
-        """The groups that W makes: those with declared sizes. They stand last."""
+    def _parted(self, frame: Frame, sizes: Mapping[str, int]) -> tuple[Any, Any]:
+        """The groups of cond, and those that W makes: with declared sizes, they stand last."""
         kept = self.frame_in(frame).kept
         declared = [declares(item, sizes) for item in kept]
         first = declared.index(True) if True in declared else len(kept)
@@ -113,7 +63,7 @@ class FiLM(Gain):
                 f'{type(self).__name__}("{self.keep}"): the axes it learns for stand last and have declared sizes; '
                 f"declared are {listed(tuple(sizes)) or 'none'}."
             )
-        return kept[first:]
+        return kept[:first], kept[first:]
 
     def reset(self, layer: Any) -> None:
         import torch
@@ -131,15 +81,12 @@ class FiLM(Gain):
         if cond is None or cond.shape[-1] != self.width:
             got = "nothing" if cond is None else f"a tensor {tuple(cond.shape)}"
             raise TypeError(f"{self} needs cond with {self.width} numbers in its last axis, got {got}.")
-        kept, lengths = self.frame_in(layer.frame).kept, lengths_of(layer, x)
-        made = self._made(layer.frame, layer.sizes)
-        free = [lengths[name] for item in kept[: -len(made)] for name in names_in(item)]
-        if tuple(cond.shape[:-1]) != tuple(free):
+        free = lengths_in(layer, x, layer.free)
+        if tuple(cond.shape[:-1]) != free:
             raise ShapeError(f"{self} needs cond of shape {(*free, self.width)} for this x; got {tuple(cond.shape)}.")
         z = cond if self.before is None else getattr(torch.nn.functional, self.before)(cond)
-        parts = layer.modulation(z).reshape(*free, 1 + self.bias, *extent(layer.frame.keep(made), layer.sizes))
-        w = 1 + parts.select(len(free), 0)
-        return w, parts.select(len(free), 1) if self.bias else None
+        s, *t = layer.modulation(z).reshape(*free, 1 + self.bias, *layer.made).unbind(len(free))
+        return 1 + s, t[0] if t else None
 
 
 @dataclass(frozen=True)
@@ -186,21 +133,37 @@ class Style(Gain):
     """y sigma(s) + mean(s): the spread and mean of another tensor s, or of Moments that were measured on one (AdaIN).
 
     Style("n c"): norm(x, style=s), s of the same axes. Its pooled lengths may differ, and one sample may serve all.
+    Style("n c", reference=s) has the layer keep them, for calls that bring no style.
     """
 
+    reference: Any = field(default=None, repr=False, compare=False)
     asks = ("style",)
+
+    def make(self, layer: Any, frame: Frame, sizes: Mapping[str, int], kind: dict[str, Any]) -> None:
+        import torch
+
+        super().make(layer, frame, sizes, kind)
+        if self.reference is not None:
+            layer.gain = replace(self, reference=None)  # two numbers per group are kept, and not the picture
+            m = self._measured(self.reference, frame, sizes)
+            for name, part in (("style_mean", m.mean), ("style_var", m.var())):
+                layer.register_buffer(name, torch.as_tensor(part).detach().clone().to(**kind))
 
     def at(self, layer: Any, x: Any, given: dict[str, Any]) -> Pair:
         import torch
 
-        style = given.pop("style", None)
-        if style is None:
+        style, kept = given.pop("style", None), layer._buffers
+        if style is not None:
+            style = self._measured(style, layer.frame, layer.sizes)
+        elif "style_mean" not in kept:
             raise TypeError(f"{self} needs the tensor or the Moments whose style it puts on: call norm(x, style=...).")
-        frame = self.frame_in(layer.frame)
-        if not isinstance(style, Moments):
-            plan = plan_for(frame, tuple(style.shape), layer.sizes)
-            style = ops.measure(style, Job(plan, center=True))
-        shape = plan_for(frame, tuple(x.shape), layer.sizes).groups
+        mean, var = (style.mean, style.var()) if style is not None else (kept["style_mean"], kept["style_var"])
+        shape = lengths_in(layer, x, self.frame_in(layer.frame))
         eps = 0.0 if layer.eps == "auto" else layer.eps
-        w, b = (torch.as_tensor(part, device=x.device) for part in ((style.var() + eps) ** 0.5, style.mean))
-        return w.to(x.dtype).expand(shape), b.to(x.dtype).expand(shape)
+        w, b = (torch.as_tensor(part, device=x.device).to(x.dtype) for part in ((var + eps) ** 0.5, mean))
+        return w.expand(shape), b.expand(shape) if self.bias else None
+
+    def _measured(self, style: Any, frame: Frame, sizes: Mapping[str, int]) -> Moments:
+        if isinstance(style, Moments):
+            return style
+        return ops.measure(style, Job(plan_for(self.frame_in(frame), tuple(style.shape), sizes), center=True))
