@@ -166,7 +166,7 @@ def test_per_sample_gradients_by_vmap_of_grad(name):
 def test_jvp_equals_finite_differences(name):
     layer, x = make(name, torch.float64)
     if name in REMEMBERING or name in SOURCES:
-        hs.freeze(layer)  # jvp may not write to what it captured
+        hs.freeze(layer, inplace=True)  # jvp may not write to what it captured
     v, h = torch.randn_like(x), 1e-6
     _, tangent = jvp(layer, (x,), (v,))
     torch.testing.assert_close(tangent, (layer(x + h * v) - layer(x - h * v)) / (2 * h), rtol=1e-6, atol=1e-6)

@@ -35,6 +35,7 @@ SOURCES: dict[str, Make] = {
     "Virtual": hs.Virtual,
     "Mixed": hs.Mixed,
     "Blended": hs.Blended,
+    "Synced": hs.Synced,
     "Partial": hs.Partial,
     "By": lambda: hs.By(spread),
 }
@@ -45,6 +46,7 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "Shrunk": lambda inner: hs.Shrunk(4, inner),
     "Mixed": lambda inner: hs.Mixed(inner=inner),
     "Blended": lambda inner: hs.Blended(inner=inner),
+    "Synced": hs.Synced,
 }
 FRAMES: dict[str, Callable[[Any], Any]] = {
     "BatchNorm2d": lambda source: nn.BatchNorm2d(6, source=source),
@@ -141,9 +143,10 @@ def table(pairs: Mapping[tuple[str, str], Make], corner: str) -> list[str]:
 
 
 def _anonymous(text: str, name: str) -> str:
-    """The message for any source: without the one it is about."""
+    """The message for any source: without the one it is about, and of a source around it the reason alone."""
     source = SOURCES[name]()
-    return text.replace(str(source), "...").replace(f"so {type(source).__name__} would", "so ... would")
+    text = text.replace(str(source), "...").replace(f"so {type(source).__name__} would", "so ... would")
+    return text.partition(" does not go around ...: ")[2] or text
 
 
 def page() -> str:
@@ -152,8 +155,8 @@ def page() -> str:
         # Composing
 
         Every pair was tried: a small layer made, one batch forward and backward in training, one forward in evaluation.
-        `no` is a refusal, and its number the message below, where `...` stands for the row's source. Made from the code
-        by `make docs`; [test_composing](../tests/test_composing.py) has the laws that hold wherever it says `works`.
+        `no` is a refusal, and its number what it says below, where `...` stands for the row's source. Made from the
+        code by `make docs`; [test_composing](../tests/test_composing.py) has the laws that hold wherever it `works`.
 
         Every source and every gain, some of them together, also goes through torch.compile, torch.export, ONNX,
         autocast, vmap, torch.func, forward mode, double backward, checkpointing, deepcopy, pickle, `state_dict` and DDP
@@ -165,7 +168,15 @@ def page() -> str:
         gradient is no derivative: r and d are constants to it.
         """
     ).splitlines()
-    lines += ["", "## A source around a source", "", *table(composed(), "inner, below what goes around it")]
+    around = """
+        ## A source around a source
+
+        `Ghost(n, s)` is s on every part of a batch, all from one memory; `Domain(n, s)` a layer of s for each domain;
+        `Shrunk(n, s)` shrinks towards the memory of s; in `Mixed(keeps, s)` the batch's part is as s has it;
+        `Frozen(s)` is s in evaluation ([test_around](../tests/test_around.py) holds each against layers apart or a
+        formula in float64). `Synced(s)` is s on what all processes measured. A refusal comes when the source is made.
+        """
+    lines += ["", *inspect.cleandoc(around).splitlines(), "", *table(composed(), "inner, below what goes around it")]
     lines += ["", "## A source on a frame", "", *table(framed(), "source")]
     lines += ["", "## A source beside a gain", "", *table(gained(), "source, in `n c h w -> c`")]
     return "\n".join(lines) + "\n"

@@ -61,6 +61,7 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
         Entry("Ghost", lambda: hs.Ghost(), "a loop over the parts"),
         Entry("Domain", lambda: hs.Domain(4), "one layer per domain"),
         Entry("Shrunk", lambda: hs.Shrunk()),
+        Entry("Synced", lambda: hs.Synced(), "one process with the whole batch"),
         Entry("Virtual", lambda: hs.Virtual(), "the sample and the reference, concatenated"),
         Entry("Mixed (switchable norm)", lambda: hs.Mixed()),
         Entry("Blended (batch-instance norm)", lambda: hs.Blended()),
@@ -204,8 +205,9 @@ def _row(entry: Entry) -> str:
     said = inspect.getdoc(made if inspect.isfunction(made) else type(made)) or ""
     if entry.name.startswith("Residual"):
         said = _placement(entry.name.split()[1])
-    paper = re.search(r"arXiv:(\d+\.\d+)", said)
-    link = f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else ""
+    paper = re.search(r"arXiv:(\d+\.\d+)|openreview (\w+)", said)
+    where = "" if paper is None else f"arxiv.org/abs/{paper[1]}" if paper[1] else f"openreview.net/forum?id={paper[2]}"
+    link = f"[{paper[1] or paper[2]}](https://{where})" if paper else ""
     own = f"{entry.oracle}. Own code: {entry.own}" if entry.own else entry.oracle
     parts = " | ".join(map(_escaped, _parts(made)))
     return f"| {entry.name} | {_escaped(_first(said))} | {parts} | {link} | {own} |"
@@ -221,6 +223,14 @@ def _parts(made: Any) -> tuple[str, str, str, str]:
     """Frame, source, statistic and gain, as far as it has them."""
     if isinstance(made, hs.Gain):
         return "", "", "", made.keep
+    if isinstance(made, nn.QKNorm | nn.IBN | nn.DiffGroupNorm):  # made of norms
+        found = list(dict.fromkeys(map(_parts, made.children())))
+        rows = [parts for parts in found if parts[0]]
+        return tuple("; ".join(dict.fromkeys(column)) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+    if hasattr(made, "pattern"):  # a line of its own around a measurement
+        source = "its own" if any("running" in name for name, _ in made.named_buffers()) else "Batch"
+        learned = "its own" if any(True for _ in made.parameters()) else ""
+        return made.pattern, source, _statistic(made), learned
     frame = getattr(made, "frame", None)
     if not isinstance(frame, hs.Frame):
         return "", "", "", ""
@@ -228,7 +238,11 @@ def _parts(made: Any) -> tuple[str, str, str, str]:
     kept = "" if gain is None else str(gain).split("->")[1].strip() or "one for all"
     kind = getattr(made, "gain", None)
     named = kept if kind is None or type(kind) is hs.Learned else f"{type(kind).__name__}: {kept}"
-    return str(frame), type(made.source).__name__, "mean, variance" if made.center else "mean square", named
+    return str(frame), type(made.source).__name__, _statistic(made), named
+
+
+def _statistic(made: Any) -> str:
+    return "mean, variance" if getattr(made, "center", True) else "mean square"
 
 
 def _placement(kind: str) -> str:
@@ -243,7 +257,11 @@ def _escaped(text: str) -> str:
 
 
 EXAMPLES = {
-    "images": ({"channels": 256, "spatial": 196, "batch": 64}, {"channels": 256, "spatial": 196, "batch": 2}),
+    "images": (
+        {"channels": 256, "spatial": 196, "batch": 64},
+        {"shape": (256, 14, 14), "batch": 2},
+        {"shape": (14, 14, 256), "batch": 2, "layout": "channels_last"},
+    ),
     "segmentation": ({"channels": 64, "spatial": 4096, "batch": 2, "ranks": 8},),
     "detection": ({"channels": 256, "spatial": 2500, "batch": 2, "domains": 3},),
     "generation": ({"channels": 128, "spatial": 256, "classes": 10}, {"channels": 128, "spatial": 256, "width": 512}),

@@ -118,6 +118,10 @@ class Numpy:
     def codes(self, values: Array, x: Array) -> Array:
         return np.asarray(values)
 
+    def places(self, n: int, x: Array) -> Array:
+        """0, 1, ... n - 1, as codes."""
+        return np.arange(n)
+
 
 class Jax(Numpy):
     name = "jax"
@@ -285,6 +289,9 @@ class Torch(Numpy):
 
     def codes(self, values: Array, x: Array) -> Array:
         return self.xp.as_tensor(values, dtype=self.xp.int64, device=x.device)
+
+    def places(self, n: int, x: Array) -> Array:
+        return self.xp.arange(n, device=x.device)
 
 
 def _times_power(xp: Any, x: Array, e: Array) -> Array:

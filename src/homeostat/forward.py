@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from homeostat import door, memory, routes
 from homeostat.arrays import backend_of, being_compiled
-from homeostat.frame import Frame, FrameError, ShapeError, listed
+from homeostat.frame import ELLIPSIS, Frame, FrameError, Label, ShapeError, listed
 from homeostat.kernels import fused
 from homeostat.kernels.reference import Job
-from homeostat.labels import is_coded
+from homeostat.labels import counts_in, is_coded, resolve
 from homeostat.moments import Moments
 from homeostat.plan import Plan, plan_for
 from homeostat.sources import BATCH, Batch, Call, Source
@@ -65,13 +65,17 @@ def run(
         frame, more, own = source.regroup(call)
         sizes, labels = (*sizes, *more), {**(labels or {}), **own}
     weight, bias = _learned(layer) if gain is None else gain
-    if where is None and not labels and not being_compiled():
-        job, told = _known(layer, x, frame, sizes, check, trust, weight, bias)
+    ranks = source.ranks(layer) if training and not isinstance(trust, Fixed) else None
+    counts = counts_in(labels) if labels else ()
+    if ranks is None and where is None and counts is not None and not being_compiled():
+        job, told = _known(layer, x, frame, sizes, check, trust, weight, bias, labels, counts)
     else:
-        job = _job(layer, x, frame, sizes, where, labels, check, trust, weight, bias)
+        job = _job(layer, x, frame, sizes, where, labels, check, trust, weight, bias, ranks)
         told = routes.UNKNOWN
+    if source.regroups and isinstance(trust, Pulled):
+        job = job._replace(trust=trust.beside(job.plan.groups))
     y, m = routes.normalize(x, weight, bias, where, job, writes, told)
-    if m is not None and not (isinstance(m.count, float) and m.count == 0):
+    if m is not None and (0 not in x.shape or not isinstance(m.count, float) or m.count > 0):
         m = _remembered(m, job.plan, source.remembers(layer.state_frame), source.merges)
         memory.remember(source, state, layer.num_batches_skipped, m, _name(layer))
     return y
@@ -152,6 +156,8 @@ def _known(
     trust: Trust,
     weight: Tensor | None,
     bias: Tensor | None,
+    labels: Mapping[str, Any] | None = None,
+    counts: Sizes = (),
 ) -> tuple[Job, Any]:
     """The everyday call finds what was found before: its job, and what the compiled kernels are told."""
     key = (
@@ -167,16 +173,42 @@ def _known(
         None if weight is None else (weight.shape, weight.dtype),
         None if bias is None else (bias.shape, bias.dtype),
         type(trust) if trust is THROUGH else trust.kind(),  # type: ignore[union-attr]
+        counts,
+        tuple(layer.__dict__.get("counts", {}).items()) if counts else (),
     )
     found = _KNOWN.get(key)
     if found is None:
-        job = _job(layer, x, frame, sizes, None, None, check, trust, weight, bias)
+        job = _job(layer, x, frame, sizes, None, labels, check, trust, weight, bias)
         found = job, routes.told(x, weight, bias, None, job)
         if len(_KNOWN) >= 4096:
             _KNOWN.clear()
-        _KNOWN[key] = job._replace(trust=THROUGH), found[1]  # tensors are not kept
+        _KNOWN[key] = job._replace(trust=THROUGH, codes=()), found[1]  # tensors are not kept
         return found
+    if counts and labels:
+        return found[0]._replace(trust=trust, codes=_codes(x, found[0].plan, labels)), found[1]
     return found if trust is THROUGH else (found[0]._replace(trust=trust), found[1])
+
+
+def _codes(x: Tensor, plan: Plan, labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The codes of this call, for a plan that was made for others."""
+    found = []
+    for label, span in zip(plan.frame.labels, plan.spans, strict=True):
+        (codes, n), extent = labels[label.name], tuple(plan.shape[p] for p in span)
+        if not (type(codes) is Tensor and codes.shape == extent and x.is_cpu and _are_usual(codes, n)):
+            codes = backend_of(x).codes(resolve(label.name, (codes, n), extent, str(label))[0], x)
+        found.append(codes)
+    return tuple(found)
+
+
+def _are_usual(codes: Tensor, n: Any) -> bool:
+    """Integers from 0 to n - 1, seen in a fifth of the time that reading them takes."""
+    if codes.dtype is not torch.int64 or type(n) is not int or not fused.is_plain(codes) or not codes.numel():
+        return False
+    if codes.dim() == 1 and len(codes) <= 128:
+        seen = codes.tolist()  # between two large tensors NumPy's code comes from far away: 15 us, this 3
+        return min(seen) >= 0 and max(seen) < n
+    every = codes.numpy()
+    return bool(every.min() >= 0 and every.max() < n)
 
 
 def _job(
@@ -190,35 +222,41 @@ def _job(
     trust: Trust,
     weight: Tensor | None,
     bias: Tensor | None,
+    ranks: Any = None,
 ) -> Job:
     """The job of this call, all its shapes checked."""
     fixed = isinstance(trust, Fixed)
+    alone = not isinstance(trust, Rule) and ranks is None  # with others, this rank may have one value, or none
     eps, center = layer.eps, layer.center
     if eps is None and not center:
         eps = _spacing(x)
     if eps != "auto" and (eps is None or not 0 <= eps < math.inf):
         door.check_eps(eps)
     if check is not None:
-        check(layer, x, fixed or isinstance(trust, Rule))
-    refuses_one = center and check is None and not fixed and not isinstance(trust, Rule)
+        check(layer, x, fixed or not alone)
+    refuses_one = center and check is None and not fixed and alone
     plan, codes = _planned(x, frame, dict(sizes), labels or {}, where, refuses_one, layer)
     gain_frame = layer.gain_frame
     gain = None if gain_frame is None else plan.keep(gain_frame)
     _check_fit(layer, gain, weight, bias, plan, trust)
-    return Job(plan, gain, codes, trust, eps, center)
+    return Job(plan, gain, codes, trust, eps, center, ranks)
 
 
 def _check_fit(
-    layer: nn.Module, gain: Plan | None, weight: Tensor | None, bias: Tensor | None, plan: Plan, trust: Any
+    layer: Any, gain: Plan | None, weight: Tensor | None, bias: Tensor | None, plan: Plan, trust: Any
 ) -> None:
     """Parameters and memory may have been exchanged since the layer was made."""
     named = (("weight", weight, gain), ("bias", bias, gain))
     if isinstance(trust, Fixed | Pulled):
         named = (*named, ("running_mean", trust.mean, plan), ("running_var", trust.var, plan))  # type: ignore[assignment]
     for name, t, groups in named:
-        if t is not None and groups is not None and tuple(t.shape) != groups.groups:
+        if t is None or groups is None:
+            continue
+        # parts of a batch stand first, and share what is remembered
+        want = groups.groups[-t.dim() :] if groups is plan and layer.source.regroups and t.dim() else groups.groups
+        if tuple(t.shape) != want:
             raise ShapeError(
-                f"{_name(layer)}.{name} has shape {tuple(t.shape)}; this input needs {groups.groups}, one per "
+                f"{_name(layer)}.{name} has shape {tuple(t.shape)}; this input needs {want}, one per "
                 f"{listed([str(item) for item in groups.frame.kept])}."
             )
 
@@ -270,15 +308,18 @@ def _remembered(m: Moments, plan: Plan, state_frame: Frame, merges: bool) -> Mom
     Instance norm measures every channel of every sample and remembers one pair per channel. A source may want them
     pooled instead, as if they had been measured together.
     """
-    if plan.frame is state_frame:
+    if plan.frame is state_frame or plan.frame == state_frame:
         return m
-    kept = plan.keep(state_frame, dict(zip((k.name for k in state_frame.labels), plan.counts, strict=False)))
-    gone = tuple(i for i, atom in enumerate(plan.atoms) if atom not in kept.atoms)
+    rest = len(plan.groups) - len(plan.frame.kept) + 1  # axes that "..." stands for
+    items = [item for item in plan.frame.kept for _ in range(rest if item == ELLIPSIS else 1)]
+    gone = tuple(i for i, item in enumerate(items) if item not in state_frame.kept)
+    if merges:
+        pooled = tuple(i for i in gone if not isinstance(items[i], Label))  # labels part a batch, and stand first
+        whole = m.over(pooled)
+        m = Moments(*(part.squeeze(pooled) for part in (whole.count, whole.mean, whole.m2))) if pooled else m
+        gone = tuple(i for i in gone if i not in pooled)
     if not gone:
         return m
-    if merges:
-        whole = m.over(gone)
-        return Moments(*(part.squeeze(gone) for part in (whole.count, whole.mean, whole.m2)))
     if isinstance(m.count, float):
         return Moments(m.count, m.mean.mean(gone), m.m2.mean(gone))
     # Masked: the average is over the groups somebody was measured in, of their means and of their unbiased variances.

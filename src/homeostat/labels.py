@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def resolve(name: str, given: Any, extent: tuple[int, ...], said: str) -> tuple[
 def is_coded(given: Any) -> bool:
     """Is this `(codes, n)`? Two labels in a tuple are two scalars."""
     return isinstance(given, tuple) and len(given) == 2 and _is_scalar(given[1]) and not _is_scalar(given[0])
+
+
+def counts_in(labels: Mapping[str, Any]) -> tuple[tuple[str, int], ...] | None:
+    """How many values each label takes, where all say it themselves: (codes, n)."""
+    counts = tuple((name, given[1]) for name, given in labels.items() if is_coded(given))
+    return counts if len(counts) == len(labels) else None
 
 
 def _is_scalar(value: Any) -> bool:

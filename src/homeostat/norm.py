@@ -8,6 +8,7 @@ Norm("b t (h d) -> b t h", center=False, gain=Learned("d"), h=8, d=64)   RMS nor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from homeostat import door
 from homeostat.forward import add, asked, run
 from homeostat.frame import Frame, FrameError
 from homeostat.gains import Gain, declares, extent
+from homeostat.reading import measure
 from homeostat.sources import Batch, Source
 from homeostat.sources.kalman import OWN as CHOOSING
 
@@ -48,7 +50,8 @@ class Norm(nn.Module):
         door.check_eps(eps)
         _check_parts(source, gain)
         self.frame = pattern if isinstance(pattern, Frame) else Frame.parse(pattern)
-        sizes = {name: _whole(n) for name, n in sizes.items()}
+        own_sizes = {} if gain is None else gain.sizes_in(self.frame)
+        sizes = {**own_sizes, **{name: _whole(n) for name, n in sizes.items()}}
         self.source = Batch() if source is None else source
         self.gain, self.eps, self.center = gain, eps, center
         self.gain_frame = None if gain is None else gain.applied_in(self.frame)
@@ -66,7 +69,10 @@ class Norm(nn.Module):
             groups = self.source.remembers(self.frame)
             self.state_frame = _remembered_groups(groups, sizes)
             check_memory(self.source, groups, self.state_frame)
-            hold(self, self.source.init(extent(self.state_frame, sizes), **kind), device)
+            fresh = self.source.init(extent(self.state_frame, sizes), **kind)
+            look = partial(measure, pattern=self.frame, center=center, **self.sizes)
+            self.source, fresh = self.source.placed(fresh, self.frame, look)
+            hold(self, fresh, device)
 
     def reset_parameters(self) -> None:
         """Gains back to the identity, memory back to its beginning."""

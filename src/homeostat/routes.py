@@ -7,6 +7,7 @@ registered torch.compile on the CPU: the compiled kernels as operators          
 measured   the same where the batch shares a statistic: they measure, the compiler applies (kernels/measured.py)
 constants  torch.compile on the CPU, statistics that are remembered: the compiler fuses them away
 aten       exported graphs, and devices without kernels of ours, where torch has the same operator
+synced     where several processes measure together: one node on the kernels or the reference   (kernels/synced.py)
 composite  everything else: functorch, forward AD, subclasses, eps="auto"                  (kernels/reference.py)
 """
 
@@ -84,6 +85,8 @@ def route(
     task: Any = UNKNOWN,
 ) -> tuple[str, Any]:
     """Which code computes this job on this torch tensor; for the compiled kernels also their task."""
+    if job.ranks is not None:
+        return "synced", None
     exporting = is_exporting()
     if (exporting or not x.is_cpu) and where is None and aten_equals(job, wanted):
         return "aten", None
@@ -190,6 +193,15 @@ def _seen(scratch: Tensor, job: Job) -> Moments:
     return Moments(float(job.plan.pool), sums[3], sums[4])
 
 
+def _synced(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
+) -> Result:
+    from homeostat.kernels import synced
+
+    y, m = synced.normalize(x, weight, bias, where, job)
+    return y, m if wanted else None
+
+
 def _aten(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, where: Tensor | None, job: Job, wanted: bool
 ) -> Result:
@@ -204,4 +216,5 @@ _ROUTES = {
     "composite": _composite,
     "eager": _eager,
     "aten": _aten,
+    "synced": _synced,
 }

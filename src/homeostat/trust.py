@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homeostat.arrays import Array
+from homeostat.frame import Frame
 from homeostat.moments import Moments
 
 
@@ -44,21 +45,28 @@ class Pulled:
 
     mean: Array
     var: Array
-    r_max: float
-    d_max: float
+    r_max: Any  # a number, or an array like mean
+    d_max: Any
 
     def kind(self) -> tuple[Any, ...]:
-        return Pulled, self.mean.shape, self.mean.dtype, self.var.shape, self.r_max, self.d_max
+        bounds = (v if isinstance(v, float | int) else None for v in (self.r_max, self.d_max))
+        return Pulled, self.mean.shape, self.mean.dtype, self.var.shape, *bounds
+
+    def beside(self, groups: tuple[int, ...]) -> Pulled:
+        """One reference for all parts of a batch, which stand first among the groups."""
+        parts = (self.mean, self.var, self.r_max, self.d_max)
+        return Pulled(*(part if isinstance(part, float | int) else part.expand(groups) for part in parts))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rule:
-    """Normalize by what `of(moments, samples, eps, kept)` makes of what is measured: mean and variance, differentiable.
+    """Normalize by what `of(moments, each, eps, frame)` makes of what is measured: mean and variance, differentiable.
 
-    `kept` are the axes of the moments. `empty`: does it know what to make of a group nobody was measured in?
+    `each` is how many elements a sample has in a group, `frame` that of the moments. `empty`: does it know what to make
+    of a group nobody was measured in?
     """
 
-    of: Callable[[Moments, int, Any, tuple[str, ...]], tuple[Array, Array]]
+    of: Callable[[Moments, Any, Any, Frame], tuple[Array, Array]]
     empty: bool = False
 
     def kind(self) -> tuple[Any, ...]:

@@ -302,8 +302,13 @@ class _Rest:
     """Addresses of what the everyday call has none of; they live as long as this does."""
 
     def __init__(self, where: Tensor | None, job: Job) -> None:
-        self.held = *_given(job.trust), where, _key(job)
-        self.mean, self.var, self.where, self.key = (0 if t is None else t.data_ptr() for t in self.held)
+        mean, var = _given(job.trust)
+        key = _key(job)
+        self.held = mean, var, where, key
+        self.mean = 0 if mean is None else mean.data_ptr()
+        self.var = 0 if var is None else var.data_ptr()
+        self.where = 0 if where is None else where.data_ptr()
+        self.key = 0 if key is None else key.data_ptr()
 
 
 def as_weights(where: Tensor) -> Tensor:
@@ -328,10 +333,13 @@ def _key(job: Job) -> Tensor | None:
     """The group of each labelled position."""
     if not job.codes:
         return None
-    plan = job.plan
-    if plan.spans == (plan.keyed,) and not any(kind == "axis" and p in plan.keyed for kind, p in plan.atoms):
-        every: Tensor = job.codes[0].reshape(-1).long()  # the everyday case: one label, and nothing kept along with it
-        return every
+    plan, memo = job.plan, job.plan.memo
+    if "key" not in memo:
+        keyed = plan.keyed
+        memo["key"] = plan.spans == (keyed,) and not any(kind == "axis" and p in keyed for kind, p in plan.atoms)
+    if memo["key"]:
+        one: Tensor = job.codes[0]  # the everyday case: one label, and nothing kept along with it
+        return one if one.dim() == 1 and one.is_contiguous() else one.reshape(-1).contiguous()
     from homeostat.kernels.eager import _B
 
     key: Tensor = KeyedGroups(_B, job.plan, job.codes).key

@@ -24,7 +24,7 @@ class Groups:
         return self.b.sum(x, self.plan.pooled)
 
     def largest(self, x: Array) -> Array:
-        return self.b.amax(x, self.plan.pooled)
+        return self.b.amax(x, self.plan.pooled) if self.plan.pool else self.total(x)
 
     def spread(self, inner: Array) -> Array:
         return inner
@@ -74,7 +74,7 @@ class KeyedGroups(Groups):
         key = self.b.codes([0], codes[0])
         for (kind, i), n in zip(k.atoms, k.sizes, strict=True):
             along = plan.spans[i] if kind == "label" else (i,)
-            digit = codes[i] if kind == "label" else self.b.codes(list(range(n)), codes[0])
+            digit = codes[i] if kind == "label" else self.b.places(n, codes[0])
             lengths = tuple(plan.shape[p] if p in along else 1 for p in k.span)
             key = key * n + self.b.reshape(digit, lengths)
         return self.b.reshape(self.b.broadcast(key, extent), (-1,))

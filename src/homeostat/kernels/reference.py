@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from homeostat.arrays import Array, Numpy
 from homeostat.kernels.groups import Groups, groups_of
@@ -34,6 +34,7 @@ class Job(NamedTuple):
     trust: Trust = THROUGH
     eps: float | str = 1e-5
     center: bool = True
+    ranks: Any = None  # the processes that measure together (ranks.py), if there are several
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,6 +45,7 @@ class Seen:
     hi: Array | float
     lo: Array | float
     m2: Array
+    samples: Any = None  # of all ranks
 
     def moments(self, g: Groups) -> Moments:
         n = self.n if isinstance(self.n, float) else g.result(self.n)
@@ -63,15 +65,17 @@ def normalize(
     if isinstance(job.trust, Fixed):
         hi, lo, r = fixed(b, z, g, job.trust, job, x)
     elif eps == "auto":
-        z, e, back, eps = auto(b, z, g, x, where, job.center)
+        z, e, back, eps = auto(b, z, g, x, where, job.center, job.ranks)
         hi, lo, r = back.hi, back.lo, scale(b, back, eps)
         seen, eps = unscaled(b, back, e), b.ldexp(eps, 2 * e)
     else:
         seen = measure(b, z, g, where, job.center)
+        seen = seen if job.ranks is None else job.ranks.join(seen, g, x.shape[0], z.dtype)
         hi, lo, r = seen.hi, seen.lo, scale(b, seen, eps)
     if isinstance(job.trust, Rule) and seen is not None:
         hi, z = seen.hi, b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)  # eps="auto" had scaled them
-        lo, r = ruled(b, g, job.trust, seen, eps, int(x.shape[0]))
+        samples = max(int(x.shape[0]), 1) if seen.samples is None else seen.samples
+        lo, r = ruled(b, g, job.trust, seen, eps, samples)
     if isinstance(job.trust, Pulled) and seen is not None:
         pull = pulled(b, g, job.trust, seen, eps)
     y = apply(b, z, g, hi, lo, r, weight, bias, pull)
@@ -131,10 +135,13 @@ def pulled(b: Numpy, g: Groups, trust: Pulled, seen: Seen, eps: float | Array | 
     own = b.sqrt(seen.m2 / some + eps)
     mean, var = (b.cast(g.inner(b.detach(part)), own.dtype) for part in (trust.mean, trust.var))
     sigma = b.sqrt(var + eps)
-    ratio = _within(b, b.detach(own) / sigma, 1 / trust.r_max, trust.r_max)
+    r_max, d_max = (
+        v if isinstance(v, float | int) else b.cast(g.inner(v), own.dtype) for v in (trust.r_max, trust.d_max)
+    )
+    ratio = _within(b, b.detach(own) / sigma, 1 / r_max, r_max)
     if isinstance(seen.hi, float):
         return ratio, 0.0
-    off = _within(b, b.detach((seen.hi + seen.lo) - mean) / sigma, -trust.d_max, trust.d_max)
+    off = _within(b, b.detach((seen.hi + seen.lo) - mean) / sigma, -d_max, d_max)
     if isinstance(seen.n, float):
         return ratio, off
     return b.where(seen.n > 0, ratio, 1.0), b.where(seen.n > 0, off, 0.0)
@@ -145,11 +152,8 @@ def ruled(
 ) -> tuple[Array | float, Array]:
     """lo and rstd as a rule would have them: the mean stays hi + lo, so that no digit of it is lost."""
     m = seen.moments(g)
-    if not trust.empty:  # a rule divides by the count: of a group nobody was measured in, that of one
-        m = Moments(m.count + (m.count == 0), m.mean, m.m2)
     given = eps if isinstance(eps, float | int) else g.result(eps)
-    kept = tuple(str(item) for item in g.plan.frame.kept)
-    mean, var = trust.of(m, samples, given, kept)
+    mean, var = trust.of(m, _each(b, m, g.plan, samples), given, g.plan.frame)
     lo, r = g.inner(mean), 1.0 / b.sqrt(b.cast(g.inner(var), seen.m2.dtype) + eps)
     lo = seen.lo if isinstance(seen.hi, float) else b.cast(lo, seen.m2.dtype) - seen.hi
     if trust.empty or isinstance(seen.n, float):
@@ -157,12 +161,25 @@ def ruled(
     return lo if isinstance(lo, float) else b.where(seen.n > 0, lo, 0.0), b.where(seen.n > 0, r, 1.0)
 
 
+def _each(b: Numpy, m: Moments, plan: Plan, samples: int) -> Array | float:
+    """How many elements a sample has, over all groups that part the samples; 1 where nobody was measured."""
+    apart = [0 in plan.spans[i] if kind == "label" else i == 0 for kind, i in plan.atoms]
+    parts = tuple(i for i, one in enumerate(apart) if one and len(apart) == len(plan.groups))
+    n = m.count
+    if isinstance(n, float):
+        for i in parts:
+            n = n * plan.groups[i]
+    elif parts:
+        n = b.sum(n, parts)
+    return (n + (n == 0)) / samples
+
+
 def _within(b: Numpy, x: Array, least: float, most: float) -> Array:
     return -b.maximum(-b.maximum(x, least), -most)
 
 
 def auto(
-    b: Numpy, x: Array, g: Groups, like: Array, where: Array | None, center: bool
+    b: Numpy, x: Array, g: Groups, like: Array, where: Array | None, center: bool, ranks: Any = None
 ) -> tuple[Array, Array, Seen, Array]:
     """eps="auto". Returns z = x 2^-e (e per group, so z is near 1 and squares safely), e, what z shows, and eps for z.
 
@@ -173,9 +190,11 @@ def auto(
     relative, floor = auto_terms(b, like)
     # not below sqrt(floor), where the floor rules: scaled up any further, it would leave float32
     e = b.maximum(b.exponent(b.detach(g.largest(size))), math.frexp(floor)[1] // 2)
+    e = e if ranks is None else ranks.largest(e)
     z = b.ldexp(x, -g.spread(e))
     z = z if where is None else _bounded(b, z, where)
     seen = measure(b, z, g, where, center)
+    seen = seen if ranks is None else ranks.join(seen, g, x.shape[0], z.dtype)
     square = b.detach(seen.m2 / (seen.n + (seen.n == 0)) + (seen.hi + seen.lo) ** 2)
     least = b.broadcast(b.asarray(floor, x, b.group_dtype(x)), e.shape)
     return z, e, seen, b.maximum(square * relative, b.ldexp(least, -2 * e))
@@ -193,7 +212,7 @@ def unscaled(b: Numpy, seen: Seen, e: Array) -> Seen:
     """What x shows, from what z = x 2^-e shows."""
     hi = seen.hi if isinstance(seen.hi, float) else b.ldexp(seen.hi, e)
     lo = seen.lo if isinstance(seen.lo, float) else b.ldexp(seen.lo, e)
-    return Seen(seen.n, hi, lo, b.ldexp(seen.m2, 2 * e))
+    return Seen(seen.n, hi, lo, b.ldexp(seen.m2, 2 * e), seen.samples)
 
 
 def fixed(

@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from homeostat.arrays import Array
+from homeostat.errors import reals, said
 from homeostat.moments import Moments
 from homeostat.sources.base import State
-from homeostat.sources.running import Running
+from homeostat.sources.running import Running, beside, counted
 
 LONG = 1000  # batches over which candidates are judged
 OWN = ("candidates", "errors")  # what it remembers to choose by
@@ -29,11 +31,11 @@ def optimal_momentum(drift: Any, noise: Any) -> Any:
     `drift` is the variance of the true mean's step from batch to batch, `noise` that of a batch's mean about it.
     Without drift the best is 1 / t, `Cumulative()`; with nothing but drift it is 1.
     """
-    if not isinstance(drift, int | float) or not isinstance(noise, int | float):
-        return 2 / (1 + (1 + 4 * noise / drift) ** 0.5)
-    if drift < 0 or noise < 0 or drift == noise == 0:
-        raise ValueError(f"drift={drift!r} and noise={noise!r} are variances: at least 0, and not both 0.")
-    return 2 / (1 + (1 + 4 * noise / drift) ** 0.5) if drift else 0.0
+    q, r = reals(drift), reals(noise)
+    if not ((q >= 0) & (q < math.inf) & (r >= 0) & (r < math.inf) & (q + r > 0)).all():
+        given = f"drift={said(drift)} and noise={said(noise)}"
+        raise ValueError(f"{given} are variances: give finite numbers of at least 0, and not both 0.")
+    return 2 * drift**0.5 / (drift**0.5 + (drift + 4 * noise) ** 0.5)  # no quotient of the two: drift may be 0
 
 
 @dataclass(frozen=True)
@@ -52,44 +54,47 @@ class Kalman(Running):
         if self.momentum != "auto":
             raise ValueError(f"momentum={self.momentum!r}: Kalman finds it by itself; Running takes a number.")
 
-    def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
+    def init(self, groups: tuple[int, ...], rows: tuple[int, ...] = (), **kind: Any) -> dict[str, Array]:
         import torch
 
-        own = {"candidates": (GAINS, *groups), "errors": (GAINS,)}
-        return super().init(groups, **kind) | {name: torch.zeros(shape, **kind) for name, shape in own.items()}
+        own = {"candidates": (GAINS, *groups), "errors": (GAINS, *rows)}
+        return super().init(groups, rows, **kind) | {name: torch.zeros(shape, **kind) for name, shape in own.items()}
 
     def adapt(self, saved: dict[str, Array], fresh: State) -> dict[str, Array]:
-        """Of a plain memory: every candidate starts from its mean."""
-        saved = super().adapt(saved, fresh)
-        if "running_mean" not in saved or "candidates" in saved:
+        """Of memory of other groups, or without candidates: all of these start from its mean."""
+        saved, candidates = super().adapt(saved, fresh), fresh["candidates"]
+        known = "candidates" in saved and saved["candidates"].shape == candidates.shape
+        if known or "running_mean" not in saved or saved["running_mean"].shape != candidates.shape[1:]:
             return saved
-        candidates, errors = fresh["candidates"], fresh["errors"]
-        return saved | {"candidates": saved["running_mean"].expand_as(candidates).clone(), "errors": errors * 0}
+        start = saved["running_mean"].expand_as(candidates).clone()
+        return saved | {"candidates": start, "errors": fresh["errors"] * 0}
 
     def step(self, state: State, m: Moments) -> dict[str, Array]:
         import torch
 
-        tracked = state["num_batches_tracked"] + 1
+        tracked = counted(state["num_batches_tracked"], m)
         t, means, errors = (v.to(m.mean.dtype) for v in (tracked, state["candidates"], state["errors"]))
-        column = (-1, *(1,) * m.mean.dim())
         some = m.count > 0
         off, spread = (m.mean - means) * some, m.m2 / (m.count + (m.count == 0))
-        found = (off * off / (spread + (spread == 0))).reshape(GAINS, -1).mean(1)
-        errors = errors + (found - errors) * (t > 1) / (t - 1).clamp(1, LONG)
-        halves = torch.arange(GAINS, dtype=t.dtype, device=t.device)
-        gains = (0.5**halves).clamp_min(1 / t)  # while young all are the mean of what was seen
-        means = means + gains.reshape(column) * off
-        k = _lowest(errors, gains).clamp_min(1 / t).clamp_max(1)
-        return self.blend(state, m, k) | {"num_batches_tracked": tracked, "candidates": means, "errors": errors}
+        found = (off * off / (spread + (spread == 0))).reshape(*errors.shape, -1).mean(-1)
+        again = (t > 1) & (tracked > state["num_batches_tracked"])
+        errors = errors + (found - errors) * again / (t - 1).clamp(1, LONG)
+        halves = torch.arange(GAINS, dtype=t.dtype, device=t.device).reshape(-1, *(1,) * t.dim())
+        least = 1 / t.clamp_min(1)  # while young all are the mean of what was seen
+        gains = torch.maximum(0.5**halves, least)
+        means = means + beside(gains, means) * off
+        k = torch.maximum(_lowest(errors, gains), least).clamp_max(1)
+        new = {"num_batches_tracked": tracked, "candidates": means, "errors": errors}
+        return self.blend(state, m, beside(k, m.mean)) | new
 
 
 def _lowest(errors: Array, gains: Array) -> Array:
     """The gain of least error: of the parabola, in log gain, through the best candidate and its neighbours."""
-    lowest = errors.argmin()
+    lowest = errors.argmin(0)
     best = lowest.clamp(1, GAINS - 2)
-    left, here, right = (errors.gather(0, (best + i).reshape(1)) for i in (-1, 0, 1))
+    left, here, right = (errors.gather(0, (best + i)[None])[0] for i in (-1, 0, 1))
     bend = left - 2 * here + right
     step = ((left - right) / (2 * bend + (bend <= 0))).clamp(-1, 1) * (bend > 0)
     at_end = (lowest != best) | (bend <= 0)
     step = step.where(~at_end, (lowest - best).to(step.dtype))
-    return (gains.gather(0, best.reshape(1)) * 2.0**-step).reshape(())
+    return gains.gather(0, best[None])[0] * 2.0**-step

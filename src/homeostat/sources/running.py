@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
+
 from homeostat.arrays import Array, being_compiled
+from homeostat.errors import real, reals, said
 from homeostat.moments import Moments
 from homeostat.sources.base import Call, Regrouped, Source, State, Wrapped
 from homeostat.trust import THROUGH, Fixed, Pulled, Trust
@@ -38,25 +41,27 @@ class Running(Source):
                 f"momentum={k!r} is the share of the new batch: a number from 0 to 1, or None for the mean."
             )
 
-    def init(self, groups: tuple[int, ...], **kind: Any) -> dict[str, Array]:
+    def init(self, groups: tuple[int, ...], rows: tuple[int, ...] = (), **kind: Any) -> dict[str, Array]:
+        """`rows`: the first of `groups`, where each of these counts batches of its own."""
         import torch
 
         return {
             "running_mean": torch.zeros(groups, **kind),
             "running_var": torch.ones(groups, **kind),
-            "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=kind.get("device")),
+            "num_batches_tracked": torch.zeros(rows, dtype=torch.int64, device=kind.get("device")),
         }
 
     def trust(self, state: State, training: bool) -> Trust:
-        return THROUGH if training else Fixed(state["running_mean"], state["running_var"])
+        return THROUGH if training else Fixed(*self.held(state, training))
 
     @property
     def averages(self) -> bool:  # type: ignore[override]
         return type(self).step is Running.step
 
     def step(self, state: State, m: Moments) -> dict[str, Array]:
-        tracked = state["num_batches_tracked"] + 1
-        k = 1.0 / tracked.to(m.mean.dtype) if self.momentum is None else self.momentum
+        tracked = counted(state["num_batches_tracked"], m)
+        k = self.momentum
+        k = beside(1.0 / tracked.clamp_min(1).to(m.mean.dtype), m.mean) if k is None else k
         return self.blend(state, m, k) | {"num_batches_tracked": tracked}
 
     def blend(self, state: State, m: Moments, k: Array | float) -> dict[str, Array]:
@@ -87,9 +92,17 @@ def pool_domains(mean: Array, var: Array, tracked: Array | None) -> tuple[Array,
     return center.to(kind), (w * (var + (wide - center) ** 2)).sum(0).to(kind)
 
 
-def is_average(source: Source) -> bool:
-    """Does it trust this tensor in training and an average in evaluation, and nothing else?"""
-    return isinstance(source, Running) and not source.reads
+def counted(tracked: Array, m: Moments) -> Array:
+    """One batch more, for every row that somebody was measured in."""
+    if tracked.dim() == 0:
+        return tracked + 1
+    count = m.count + 0.0 * m.mean
+    return tracked + (count.reshape(len(tracked), -1) > 0).any(1)
+
+
+def beside(rows: Array, groups: Array) -> Array:
+    """One number per row, or one for all, where it broadcasts with the groups of each."""
+    return rows.reshape(*rows.shape, *(1,) * (groups.dim() - rows.dim()))
 
 
 def Cumulative() -> Running:
@@ -114,31 +127,43 @@ class Renorm(Running):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.r_max >= 1 and self.d_max >= 0):
-            raise ValueError(f"r_max={self.r_max!r} must be at least 1 and d_max={self.d_max!r} at least 0.")
-        steps = [step for step, _, _ in self.schedule]
-        if steps != sorted(set(steps)) or any(r < 1 or d < 0 for _, r, d in self.schedule):
+        if not (real(self.r_max) >= 1 and real(self.d_max) >= 0):
+            raise ValueError(f"r_max={said(self.r_max)} must be at least 1 and d_max={said(self.d_max)} at least 0.")
+        if not _is_schedule(reals(self.schedule)):
             raise ValueError(
-                f"schedule={self.schedule!r} is (step, r_max, d_max), steps rising, r_max >= 1, d_max >= 0."
+                f"schedule={said(self.schedule)}: give rows (step, r_max, d_max), steps rising from 0 on, r_max of at "
+                f"least 1, d_max of at least 0, all finite, as homeostat.sources.running.PAPER has them."
             )
+        object.__setattr__(self, "schedule", tuple(map(tuple, self.schedule)))  # hashable, whatever it came as
 
     def bounds(self, step: Array) -> tuple[Any, Any]:
         """r_max and d_max after so many batches."""
         if not self.schedule:
-            return self.r_max, self.d_max
-        t = step if being_compiled() or step.device.type != "cpu" else float(step)  # a number can take the kernels
+            return float(self.r_max), float(self.d_max)
+        whole = step.dim() == 0 and step.device.type == "cpu" and not being_compiled()
+        t = float(step) if whole else step  # a number can take the kernels
         return tuple(_along(t, [(p[0], p[i]) for p in self.schedule]) for i in (1, 2))
 
     def trust(self, state: State, training: bool) -> Trust:
         if not training:
             return super().trust(state, training)
         # copies: a second derivative would read them again, after this forward has written
+        mean, var = (part.clone() for part in self.held(state, training))
         bounds = self.bounds(state["num_batches_tracked"])
-        return Pulled(state["running_mean"].clone(), state["running_var"].clone(), *bounds)
+        wide = (b if isinstance(b, float) else beside(b, mean).expand_as(mean) for b in bounds)
+        return Pulled(mean, var, *wide)
 
 
 # The paper's (Ioffe 2017): batch norm for 5000 steps, then bounds that open to r_max = 3 and d_max = 5.
 PAPER = ((5000, 1.0, 0.0), (25000, 1.0 + 2.0 * 20 / 35, 5.0), (40000, 3.0, 5.0))
+
+
+def _is_schedule(points: Any) -> bool:
+    if points.shape == (0,):
+        return True
+    if points.shape[1:] != (3,) or not np.isfinite(points).all():
+        return False
+    return bool((points >= (0, 1, 0)).all() and (np.diff(points[:, 0]) > 0).all())
 
 
 def _along(t: Any, points: list[tuple[int, float]]) -> Any:
@@ -162,6 +187,9 @@ class Frozen(Wrapped):
 
     def writes(self, training: bool) -> bool:
         return False
+
+    def held(self, state: State, training: bool) -> tuple[Array, Array]:
+        return self.inner.held(state, False)
 
     def trust(self, state: State, training: bool) -> Trust:
         return self.inner.trust(state, False)
