@@ -8,4 +8,6 @@ copying   the copy limit                              growth    time against ele
 models    four whole networks                         whole     their steps
 heap      memory that stays
 report    records -> docs/performance.md              tables, plot    its parts
+ranks     what sharing statistics between processes costs
+soak      four processes train, one is killed: how do the others end
 """

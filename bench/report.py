@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import blocks, plot, view
+from bench import blocks, limits, plot, view
 
 PAGE = Path("docs/performance.md")
 BLOCKS = {
@@ -16,6 +16,7 @@ BLOCKS = {
     "worst": blocks.worst,
     "cells": blocks.cells,
     "kernels": blocks.kernels,
+    "limits": limits.block,
     "large": blocks.large,
     "keyed": blocks.keyed,
     "models": blocks.models,

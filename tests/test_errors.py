@@ -591,11 +591,10 @@ PRESETS = [
         for kind, args in [(hs.nn.LayerNorm, (6,)), (hs.nn.RMSNorm, (6,)), (hs.nn.GroupNorm, (2, 6))]
     ),
     Bad(
-        "freezing torch.nn layers",
-        lambda: hs.freeze(torch.nn.Sequential(torch.nn.BatchNorm1d(4))),
-        "homeostat.freeze cannot hold the statistics of torch.nn layers (0); make them ours first: "
-        "homeostat.adopt(model).",
-        TypeError,
+        "freezing layers that are not there",
+        lambda: hs.freeze(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), layers="head.*"),
+        "layers='head.*': the model has no layer of that name.",
+        ValueError,
     ),
     Bad(
         "buffers captured by func.grad",
@@ -734,8 +733,8 @@ def test_what_the_errors_recommend_works():
         )
     assert hs.normalize(D[D[:, 1] < 9].compute_chunk_sizes(), "n c -> c").compute().shape == X.shape
     bn = hs.nn.BatchNorm1d(4, dtype=T.dtype)
-    for free in (bn.eval(), hs.freeze(bn.train())):
+    for free in (bn.eval(), hs.freeze(bn.train(), inplace=True)[0]):
         assert grad(lambda x, free=free: free(x).sum())(T).shape == T.shape
-    hs.unfreeze(bn)
+    hs.unfreeze(bn, inplace=True)
     parts = dict(bn.named_parameters()), {name: buffer.clone() for name, buffer in bn.named_buffers()}
     assert grad(lambda x, parts: functional_call(bn, parts, x).sum())(T, parts).shape == T.shape

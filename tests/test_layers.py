@@ -19,9 +19,10 @@ import pytest
 # Lowest first: a module may import from the rows above its own, never from its own row or a later one.
 # A package stands as one name; inside it, files may import each other. "homeostat" is the public face, __init__.py.
 LAYERS = (
-    ("errors", "arrays", "files", "_native"),
+    ("arrays", "files", "_native"),
+    ("errors",),
     ("frame", "moments", "affine", "noise"),
-    ("trust",),
+    ("trust", "shapes"),
     ("plan", "labels"),
     ("door",),
     ("kernels",),
@@ -33,7 +34,9 @@ LAYERS = (
     ("forward",),
     ("norm",),
     ("nn", "data", "choosing", "styling", "pixels"),
-    ("surgery", "recognise"),
+    ("recognising",),
+    ("surgery",),
+    ("machines",),
     ("doctor",),
     ("homeostat",),
     ("report",),
@@ -46,6 +49,7 @@ LAYERS = (
 OPTIONAL = {"torch", "jax", "dask", "pandas", "safetensors", "sklearn", "PIL"}
 MAY_LOAD_OPTIONAL = (
     "nn/*",
+    "recognising/*",
     "surgery/*",
     "norm.py",
     "forward.py",
@@ -58,6 +62,10 @@ MAY_LOAD_OPTIONAL = (
     "kernels/measured.py",
     "kernels/registered.py",
     "kernels/outputs.py",
+    "kernels/exchange.py",
+    "kernels/ranks.py",
+    "kernels/synced.py",
+    "machines/*",
 )
 
 # What `import homeostat` may take, NumPy included, where NumPy alone takes 0.080. Seconds of the importing thread.

@@ -134,10 +134,10 @@ def test_frozen_and_tried_online_norm_remembers_nothing():
     before = {name: b.clone() for name, b in norm.named_buffers()}
     with hs.trial(norm):
         norm(torch.randn(4, 2, requires_grad=True)).sum().backward()
-    hs.freeze(norm)
+    hs.freeze(norm, inplace=True)
     norm(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert all(torch.equal(b, before[name]) for name, b in norm.named_buffers())
-    hs.unfreeze(norm)(torch.randn(4, 2))
+    hs.unfreeze(norm, inplace=True)[0](torch.randn(4, 2))
     assert not norm.running_mean.eq(0).all()
 
 

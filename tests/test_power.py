@@ -58,8 +58,8 @@ def test_frozen_and_tried_power_norm_remembers_nothing():
     before = {name: b.clone() for name, b in norm.named_buffers()}
     with hs.trial(norm):
         norm(torch.randn(4, 2))
-    hs.freeze(norm)
+    hs.freeze(norm, inplace=True)
     norm(torch.randn(4, 2))
     assert all(torch.equal(b, before[name]) for name, b in norm.named_buffers())
-    hs.unfreeze(norm)(torch.randn(4, 2))
+    hs.unfreeze(norm, inplace=True)[0](torch.randn(4, 2))
     assert norm.num_batches_tracked == 1

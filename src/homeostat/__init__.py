@@ -52,6 +52,7 @@ from homeostat.sources import Renorm as Renorm
 from homeostat.sources import Running as Running
 from homeostat.sources import Shrunk as Shrunk
 from homeostat.sources import Source as Source
+from homeostat.sources import Synced as Synced
 from homeostat.sources import Virtual as Virtual
 from homeostat.sources import optimal_momentum as optimal_momentum
 from homeostat.sources import recording as recording
@@ -59,21 +60,33 @@ from homeostat.sources import recording as recording
 if TYPE_CHECKING:
     from homeostat import nn as nn
     from homeostat.forward import given as given
+    from homeostat.machines import Drift as Drift
+    from homeostat.machines import RankError as RankError
+    from homeostat.machines import as_one as as_one
+    from homeostat.machines import drift as drift
+    from homeostat.machines import sync as sync
+    from homeostat.machines import unsync as unsync
+    from homeostat.machines.accumulate import accumulate as accumulate
+    from homeostat.machines.pool import pool as pool
     from homeostat.nn.adopt import adopt as adopt
     from homeostat.nn.adopt import release as release
-    from homeostat.nn.states import freeze as freeze
+    from homeostat.nn.coupling import Coupling as Coupling
+    from homeostat.nn.coupling import coupling as coupling
+    from homeostat.nn.identity import identity_on as identity_on
     from homeostat.nn.states import trial as trial
-    from homeostat.nn.states import unfreeze as unfreeze
-    from homeostat.nn.structured import assert_equivariant as assert_equivariant
     from homeostat.nn.style import restyle as restyle
     from homeostat.nn.style import styles as styles
-    from homeostat.nn.tools import Coupling as Coupling
-    from homeostat.nn.tools import coupling as coupling
-    from homeostat.nn.tools import identity_on as identity_on
+    from homeostat.nn.symmetry import assert_equivariant as assert_equivariant
     from homeostat.norm import Norm as Norm
+    from homeostat.recognising import recognise as recognise
     from homeostat.surgery import Certificate as Certificate
     from homeostat.surgery import recalibrate as recalibrate
     from homeostat.surgery import shift as shift
+    from homeostat.surgery.fold import fold as fold
+    from homeostat.surgery.freeze import freeze as freeze
+    from homeostat.surgery.freeze import unfreeze as unfreeze
+    from homeostat.surgery.insert import insert as insert
+    from homeostat.surgery.replace import replace as replace
 
 __version__ = "0.1.0"
 
@@ -83,19 +96,31 @@ _LAZY = {
     "Norm": "homeostat.norm",
     "adopt": "homeostat.nn.adopt",
     "release": "homeostat.nn.adopt",
-    "freeze": "homeostat.nn.states",
-    "unfreeze": "homeostat.nn.states",
     "trial": "homeostat.nn.states",
     "given": "homeostat.forward",
-    "Coupling": "homeostat.nn.tools",
-    "coupling": "homeostat.nn.tools",
-    "identity_on": "homeostat.nn.tools",
+    "Drift": "homeostat.machines",
+    "RankError": "homeostat.machines",
+    "accumulate": "homeostat.machines",
+    "as_one": "homeostat.machines",
+    "drift": "homeostat.machines",
+    "pool": "homeostat.machines",
+    "sync": "homeostat.machines",
+    "unsync": "homeostat.machines",
+    "Coupling": "homeostat.nn.coupling",
+    "coupling": "homeostat.nn.coupling",
+    "identity_on": "homeostat.nn.identity",
     "restyle": "homeostat.nn.style",
     "styles": "homeostat.nn.style",
-    "assert_equivariant": "homeostat.nn.structured",
+    "assert_equivariant": "homeostat.nn.symmetry",
+    "recognise": "homeostat.recognising",
     "Certificate": "homeostat.surgery",
+    "fold": "homeostat.surgery",
+    "freeze": "homeostat.surgery",
     "recalibrate": "homeostat.surgery",
+    "insert": "homeostat.surgery",
+    "replace": "homeostat.surgery",
     "shift": "homeostat.surgery",
+    "unfreeze": "homeostat.surgery",
 }
 
 __all__ = [
@@ -111,6 +136,7 @@ __all__ = [
     "Coupling",
     "Cumulative",
     "Domain",
+    "Drift",
     "FiLM",
     "Frame",
     "FrameError",
@@ -124,6 +150,7 @@ __all__ = [
     "Noise",
     "Norm",
     "Partial",
+    "RankError",
     "Reading",
     "Renorm",
     "Running",
@@ -132,30 +159,41 @@ __all__ = [
     "Source",
     "Spatial",
     "Style",
+    "Synced",
     "Virtual",
+    "accumulate",
     "adopt",
+    "as_one",
     "assert_equivariant",
     "choose",
     "coupling",
+    "drift",
     "expected_noise",
+    "fold",
     "freeze",
     "given",
     "groups_for",
     "identity_on",
+    "insert",
     "kernels",
     "measure",
     "nn",
     "normalize",
     "optimal_momentum",
+    "pool",
     "recalibrate",
+    "recognise",
     "recording",
     "release",
+    "replace",
     "restyle",
     "sharing_tax",
     "shift",
     "styles",
+    "sync",
     "trial",
     "unfreeze",
+    "unsync",
 ]
 
 
