@@ -267,6 +267,15 @@ def test_a_mixture_remembers_what_the_source_inside_it_would(kind):
         torch.testing.assert_close(getattr(norm, key), getattr(plain, key), rtol=1e-12, atol=1e-12)
 
 
+def test_a_sample_that_a_mixture_measures_nothing_of_changes_nothing_for_the_others():
+    norm, x = hs.Norm("n c h w -> c", hs.Mixed(), c=6, dtype=torch.float64), data()
+    where = torch.ones(10, 1, 1, 1)
+    where[2] = 0
+    got, rest = norm(x, where=where), x[torch.arange(10) != 2]
+    torch.testing.assert_close(got[torch.arange(10) != 2], norm(rest), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got[2], x[2], rtol=0, atol=0)
+
+
 def test_a_mixture_of_the_batch_alone_remembers_nothing():
     norm, x = layer(hs.Mixed(inner=hs.Batch())), data()
     y = norm(x)

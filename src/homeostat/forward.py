@@ -206,7 +206,7 @@ def _are_usual(codes: Tensor, n: Any) -> bool:
         return False
     if codes.dim() == 1 and len(codes) <= 128:
         seen = codes.tolist()  # between two large tensors NumPy's code comes from far away: 15 us, this 3
-        return min(seen) >= 0 and max(seen) < n
+        return bool(min(seen) >= 0 and max(seen) < n)
     every = codes.numpy()
     return bool(every.min() >= 0 and every.max() < n)
 

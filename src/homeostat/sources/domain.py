@@ -10,7 +10,7 @@ from homeostat.frame import Frame, FrameError, ShapeError
 from homeostat.labels import resolve
 from homeostat.sources.base import Call, Regrouped, Source, State, Wrapped
 from homeostat.sources.regrouped import labelled, once, pooled_first, samples
-from homeostat.sources.running import Running, pool_domains
+from homeostat.sources.running import Running, beside, pool_domains
 from homeostat.trust import Trust
 
 
@@ -39,7 +39,7 @@ class Domain(Wrapped):
             raise ValueError(f"n={self.n!r} is how many domains there are, a whole number of at least 1.")
         self.check_inner()
         averages = self.averages and self.n > 1  # of one domain C++ would count a batch without samples
-        self.say(asks=(self.name,), counts={self.name: self.n}, averages=averages)
+        self.say(asks=(self.name, *self.inner.asks), counts={self.name: self.n}, averages=averages)
 
     def remembers(self, frame: Frame) -> Frame:
         found = _by_domain(frame, self.name)
@@ -74,9 +74,9 @@ class Domain(Wrapped):
             return mean, var
         tracked = state["num_batches_tracked"]
         pooled = pool_domains(mean, var, tracked)
-        seen = (tracked > 0).reshape(-1, *(1,) * (mean.dim() - 1))
-        rows = (_with_last(part.where(seen, all_), all_) for part, all_ in zip((mean, var), pooled, strict=True))
-        return next(rows), next(rows)
+        seen = beside(tracked > 0, mean)
+        mean, var = (_with_last(part.where(seen, all_), all_) for part, all_ in zip((mean, var), pooled, strict=True))
+        return mean, var
 
     def trust(self, state: State, training: bool) -> Trust:
         if not training and self.names:

@@ -71,7 +71,7 @@ class Mixed(Wrapped):
         batch = self.inner.trust(state, training)
         if isinstance(batch, Fixed):
             batch = Fixed(batch.mean.clone(), batch.var.clone())
-        return Rule(lambda m, each, eps, frame: self._mix(self.parts(m, batch, each, eps, frame), m, state, eps), True)
+        return Rule(lambda m, each, eps, frame: self._mix(self.parts(m, batch, each, eps, frame), m, state, eps))
 
     def parts(self, m: Moments, batch: Trust, each: Any, eps: Any, frame: Frame) -> list[tuple[Array, Array]]:
         """Mean and variance of each frame, beside the finest one's groups."""
