@@ -25,6 +25,31 @@ def limit(clock: Clock, threads: int, size: int = BYTES) -> Record:
     return {**found, "limit": max(found.values()), "bytes": 2 * size, "curve": curve}
 
 
+class Beside:
+    """A copy in turns with what it is compared with: memory is not equally quick all day.
+
+    It moves `moved` bytes, read and written, and goes on through two large buffers, so that no cache has what it reads.
+    """
+
+    def __init__(self, moved: int) -> None:
+        if not (buffers := _BUFFERS):
+            buffers.extend(torch.ones(BYTES, dtype=torch.uint8) for _ in range(2))
+        self.size, self.at = min(moved // 2, BYTES // 2) // 64 * 64, 0
+        self.times = moved / (2 * self.size)  # as much to move as a copy of so many times the size
+
+    def __call__(self) -> None:
+        self.at = 0 if self.at + 2 * self.size > BYTES else self.at + self.size
+        here = slice(self.at, self.at + self.size)
+        copy = inside.native_copy(_BUFFERS[0][here], _BUFFERS[1][here])
+        if copy is None:
+            _BUFFERS[0][here].copy_(_BUFFERS[1][here])
+        else:
+            copy()
+
+
+_BUFFERS: list[torch.Tensor] = []
+
+
 def _speeds(clock: Clock, threads: int, size: int) -> dict[str, float]:
     x, y = (torch.ones(size // 4) for _ in range(2))
     calls: dict[str, Callable[[], object]] = {"torch": lambda: y.copy_(x)}

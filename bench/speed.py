@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench import copying, growth, heap, inside, keyed, report, whole
+from bench import copying, growth, heap, inside, keyed, limits, report, whole
 from bench.cases import DTYPES, Case, every_case
 from bench.clock import Clock
 from bench.contenders import KERNELS, WHATS, Calls, contenders
@@ -39,8 +39,8 @@ def main() -> None:
     records = Records((into if asked.quick else CACHE) / "records.jsonl")
     if not (asked.resume or asked.only):
         records.drop_all()
-    limits = {n: _limit(clock, n, asked.quick, records) for n in asked.threads}
-    tasks = [task for task in _tasks(clock, limits, asked.quick, records) if asked.only in task.name]
+    speeds = {n: _limit(clock, n, asked.quick, records) for n in asked.threads}
+    tasks = [task for task in _tasks(clock, speeds, asked.quick, records) if asked.only in task.name]
     if asked.resume:
         tasks = [task for task in tasks if task not in records]
     _measure(tasks, records)
@@ -72,18 +72,18 @@ def _limit(clock: Clock, threads: int, quick: bool, records: Records) -> float:
     return found["limit"]
 
 
-def _tasks(clock: Clock, limits: dict[int, float], quick: bool, records: Records) -> Iterator[Task]:
-    most = max(limits)
+def _tasks(clock: Clock, speeds: dict[int, float], quick: bool, records: Records) -> Iterator[Task]:
+    most = max(speeds)
     for case in every_case(quick):
         if case.needs and not inside.has(case.needs):
             records.add({"kind": "skipped", "case": case.name}, {"reason": f"no homeostat.{case.needs}"})
             print(f"skipped {case.name}: there is no homeostat.{case.needs}", flush=True)
             continue
         dtypes = DTYPES if case.own or not quick else DTYPES[:1]
-        for dtype, threads, what in itertools.product(dtypes, limits, (*WHATS, *KERNELS)):
+        for dtype, threads, what in itertools.product(dtypes, speeds, (*WHATS, *KERNELS)):
             key = {"kind": "cell", "case": case.name, "dtype": dtype, "threads": threads, "what": what}
-            yield Task(key, lambda c=case, d=dtype, n=threads, w=what: _cell(clock, limits[n], c, d, n, w))
-    yield from keyed.tasks(clock, most, limits[most], quick)
+            yield Task(key, lambda c=case, d=dtype, n=threads, w=what: _cell(clock, speeds[n], c, d, n, w))
+    yield from keyed.tasks(clock, most, speeds[most], quick)
     yield from growth.tasks(clock, most, quick)
     yield from whole.tasks(clock, most, quick)
 
@@ -95,8 +95,13 @@ def _cell(clock: Clock, limit: float, case: Case, dtype: str, threads: int, what
         calls = {name: call for name, call in calls.items() if name != "jax"}
     itemsize = getattr(torch, dtype).itemsize
     moved = case.bytes(what, itemsize)
+    beside = copying.Beside(moved) if what in KERNELS and case.elements > limits.LEAST and calls else None
+    if beside is not None:
+        calls["copy"] = beside
     with torch.set_grad_enabled(what in ("forward_grad", "forward_backward")):
         found = clock.medians(_that_run(calls), threads)
+    if beside is not None:
+        limit = 1e-6 * moved / (found["copy"]["ms"] * beside.times)
     for timing in found.values():
         timing["gb_s"] = 1e-6 * moved / timing["ms"]
         timing["share"] = timing["gb_s"] / limit
