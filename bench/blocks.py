@@ -181,7 +181,8 @@ def method(data: Data) -> str:
   same formula over the same memory order; it takes all cores, so it is absent on fewer threads.
 - Bytes are those that must move at least: x and y forward; x, dy and dx backward; with a residual four tensors each
   way. GB/s is bytes over time. The copy limit is the fastest copy of {copying.BYTES >> 20} MiB, bytes read and written
-  counted; what lies in a cache can exceed it.
+  counted; what lies in a cache can exceed it. A large kernel alone is a share of a copy of as many bytes, past the
+  caches, that takes turns with it: memory is not equally quick from one minute to the next.
 - Growth is fitted to log time against log elements, from the size on where a call takes {growth.PAST:g} times as long
   as the smallest.
 - Short of a peer: less than {view.FLOOR} times as fast, or {view.TINY_FLOOR} where x has at most {view.TINY} elements.
