@@ -53,10 +53,23 @@ def rms_norms() -> dict[str, Called]:
         "Balanced": hs.nn.RMSNorm(d, gain=balanced),
         "RMSNorm, a gain per head": hs.Norm("... (h d) -> ...", gain=hs.Learned("h", bias=False), **by_head),
         "per head, a gain for all": hs.Norm("... (h d) -> ... h", gain=hs.Learned("d", bias=False), **by_head),
+        "RMSNorm of rows of 128": ByHead(d // 8),
         "HeadNorm": hs.nn.HeadNorm(8, d // 8),
+        "RMSNorm of rows of 64": ByHead(64),
         "HeadNorm, 64 wide": hs.nn.HeadNorm(d // 64, 64),
     }
     return {name: (layer, {}) for name, layer in layers.items()}
+
+
+class ByHead(nn.Module):
+    """The plain RMS norm of rows as short as a head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = hs.nn.RMSNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.unflatten(-1, (-1, *self.norm.normalized_shape))).flatten(-2)
 
 
 class Nothing(torch.autograd.Function):
