@@ -180,3 +180,17 @@ def test_a_style_without_a_mean_puts_on_the_spread_alone():
     y = hs.Norm("n c ... -> n c", gain=hs.Style("n c", bias=False), c=6)(x, style=style)
     assert y.mean((2, 3)).abs().max() < 1e-5
     torch.testing.assert_close(y.std((2, 3), correction=0), style.std((2, 3), correction=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [4, "ab", (2.0, 6.0), (True, 7), (0, 8), (-1, 9)])
+def test_blocks_that_are_no_widths_are_refused_in_one_sentence(blocks):
+    with pytest.raises(ValueError, match="blocks.*give (a )?whole number"):
+        hs.Balanced("d", blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"), [(4, "do not part into 4 equal groups"), (0, "groups=0: give a whole number")]
+)
+def test_an_adaptive_group_norm_refuses_groups_that_do_not_divide(groups, said):
+    with pytest.raises(ValueError, match=said):
+        hs.nn.AdaGroupNorm(groups, 6, 5)

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from homeostat.errors import widths
 from homeostat.frame import Frame, FrameError, Label
 from homeostat.plan import plan_for
 
@@ -125,9 +126,13 @@ class Balanced(Learned):
 
     blocks: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.blocks != ():
+            object.__setattr__(self, "blocks", widths("blocks", self.blocks))
+
     def make(self, layer: Any, frame: Frame, sizes: Mapping[str, int], kind: dict[str, Any]) -> None:
         super().make(layer, frame, sizes, kind)
-        if not self.blocks or min(self.blocks) < 1 or tuple(layer.weight.shape) != (sum(self.blocks),):
+        if tuple(layer.weight.shape) != (sum(self.blocks),):
             raise ValueError(
                 f"{self}: blocks are widths of at least 1 that add up to the gain's one axis, "
                 f"{tuple(layer.weight.shape)}."

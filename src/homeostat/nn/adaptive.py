@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from homeostat.errors import whole
 from homeostat.gains import Conditional, FiLM, Spatial, Style
 from homeostat.norm import Norm
 from homeostat.sources import Running, Source
@@ -56,6 +57,11 @@ class AdaGroupNorm(Norm):
     """
 
     def __init__(self, groups: int, channels: int, width: int, eps: float = 1e-5, **kind: Any) -> None:
+        groups, channels = whole("groups", groups), whole("channels", channels)
+        if channels % groups:
+            raise ValueError(
+                f"channels={channels} do not part into {groups} equal groups; choose groups that divide it."
+            )
         gain, per_group = FiLM("n (g c)", width=width), channels // groups
         super().__init__("n (g c) ... -> n g", gain=gain, eps=eps, g=groups, c=per_group, **kind)
 
