@@ -184,7 +184,7 @@ def test_a_style_without_a_mean_puts_on_the_spread_alone():
 
 @pytest.mark.parametrize("blocks", [4, "ab", (2.0, 6.0), (True, 7), (0, 8), (-1, 9)])
 def test_blocks_that_are_no_widths_are_refused_in_one_sentence(blocks):
-    with pytest.raises(ValueError, match="blocks.*give (a )?whole number"):
+    with pytest.raises(ValueError, match=r"blocks.*give (a )?whole number"):
         hs.Balanced("d", blocks=blocks)
 
 
