@@ -30,7 +30,8 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     const T *const x = static_cast<const T *>(f.other ? f.sum : f.x);
     T *const y = static_cast<T *>(f.y);
     const int threads = threads_for(call);
-    const i64 next = ahead_of<T>(n, true);
+    // Short rows are read PACK at a time, and memory answers later than one row is written.
+    const i64 next = rows.pack(f) ? n * std::max<i64>(PACK, 8192 / (n * i64(sizeof(T)))) : ahead_of<T>(n, true);
     const bool one_gain = !call.at.ga && !call.at.gc; // of all rows
     const auto look = [&](i64 i, Part p, Look &seen) {
         const i64 at = i * n + p.begin;
@@ -46,13 +47,17 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     const auto apply = [&](i64 i, Part p) {
         if (!y) return;
         const i64 at = i * n + p.begin, k = rows.gain(i) + p.begin;
-        const auto go = f.bias ? row_apply<STREAM, true, T> : row_apply<STREAM, false, T>;
-        if (f.weight || f.bias)
-            go(x + at, x + at + next, y + at, p.end - p.begin, f.stats[i], f.weight ? f.weight + k : nullptr,
-               f.bias ? f.bias + k : nullptr, call.where != nullptr);
-        else
-            run_apply<STREAM>(x + at, x + at + next, y + at, p.end - p.begin, f.stats[i].hi, f.stats[i].rate,
-                              -f.stats[i].shift * f.stats[i].rate, call.where != nullptr);
+        const Stat &q = f.stats[i];
+        weighing(call, [&](auto is) {
+            constexpr bool W = is.value;
+            const float *const w = f.weight ? f.weight + k : nullptr, *const b = f.bias ? f.bias + k : nullptr;
+            if (b)
+                row_apply<STREAM, true, W>(x + at, x + at + next, y + at, p.end - p.begin, q, w, b);
+            else if (w)
+                row_apply<STREAM, false, W>(x + at, x + at + next, y + at, p.end - p.begin, q, w, b);
+            else
+                run_apply<STREAM, W>(x + at, x + at + next, y + at, p.end - p.begin, q.hi, q.rate, -q.shift * q.rate);
+        });
     };
     if (!rows.few(threads))
         return team(threads, [&](int t, int of) {
@@ -156,7 +161,9 @@ template <bool STREAM, class T> struct RowsBackward {
         if (f.stats[i].share == 0.f) return;
         const i64 at = i * n + p.begin;
         const float *const w = f.weight ? f.weight + rows.gain(i) + p.begin : nullptr;
-        run_pull(x + at, dy + at, to + at, w, p.end - p.begin, 1, 0, f.stats[i].hi, call.where != nullptr, s1, s2);
+        weighing(call, [&](auto is) {
+            run_pull<is.value>(x + at, dy + at, to + at, w, p.end - p.begin, 1, 0, f.stats[i].hi, s1, s2);
+        });
     }
     Slope slope_of(i64 i, double s1, double s2) const {
         const Stat &q = f.stats[i];

@@ -18,6 +18,7 @@ struct Runs {
     Place place(i64 segment) const { return {segment / (l.B * l.C), segment / l.C % l.B, segment % l.C}; }
     Place place(i64 unit, i64 b) const { return call.label ? Place{0, b, unit} : Place{unit / l.C, b, unit % l.C}; }
     i64 segment(i64 a, i64 b, i64 c) const { return (a * l.B + b) * l.C + c; }
+    i64 segment(Place s) const { return segment(s.a, s.b, s.c); }
     i64 group(Place s) const { return (call.label ? call.label[s.b] : s.a) * l.C + s.c; }
     i64 gain(Place s, i64 p) const { return l.gain(s.a, s.b, s.c, p, 0); }
     const float *weights(Place s, i64 p) const {
@@ -52,6 +53,13 @@ struct Runs {
 
     // Whole units, each by one thread while it is in the cache; or pieces by all?
     bool whole(int threads) const { return !cut(units(), threads); }
+    // Groups a thread looks at together before it writes any. One is still in its own cache when it is written, unless
+    // it is large; then longer stretches of reading and of writing are what memory is quicker for.
+    static constexpr i64 MOST = 4;
+    template <class T> i64 abreast() const {
+        const i64 size = l.B * length * i64(sizeof(T));
+        return l.B == 1 || call.label || size < 384 << 10 ? 1 : std::max<i64>(1, std::min(MOST, (2 << 20) / size));
+    }
     // Pieces of a segment, so that even one huge run keeps every thread busy.
     i64 pieces(int threads) const {
         return segments >= 4 * threads ? 1 : std::min<i64>(4 * threads, std::max<i64>(1, length / CHUNK));
@@ -67,22 +75,31 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
     const bool fixed = call.trust == Trust::fixed;
     const i64 next = ahead_of<T>(length, l.B == 1);
     const auto apply = [&](Runs::Place place, i64 begin, i64 end, i64 ahead) {
-        const i64 segment = runs.segment(place.a, place.b, place.c);
+        const i64 segment = runs.segment(place);
         const Stat q = f.stats[runs.group(place)];
         runs.each_run(begin, end, [&](i64 p, i64 from, i64 to) {
             const i64 k = runs.gain(place, p), at = segment * length + from;
             const float s = (f.weight ? f.weight[k] : 1.f) * q.rate, t = (f.bias ? f.bias[k] : 0.f) - q.shift * s;
-            run_apply<STREAM>(x + at, x + at + ahead, y + at, to - from, q.hi, s, t, call.where != nullptr);
+            weighing(call, [&](auto is) {
+                run_apply<STREAM, is.value>(x + at, x + at + ahead, y + at, to - from, q.hi, s, t);
+            });
         });
     };
     const int threads = threads_for(call);
     const bool alone = l.B == 1 && !call.label && packs(call, length); // a group is one short run
+    const i64 abreast = STREAM ? runs.abreast<T>() : 1;
     if (!fixed && runs.whole(threads)) // constants are applied as memory lies
         return team(threads, [&](int t, int of) {
             const Part mine = part(runs.units(), t, of);
             i64 packed = mine.begin; // groups measured so far PACK at a time
-            for (i64 g = mine.begin; g < mine.end; ++g) {
-                if (call.label) {
+            for (i64 g = mine.begin, many; g < mine.end; g += many) {
+                many = std::min(abreast, mine.end - g);
+                if (many > 1) {
+                    Look seen[Runs::MOST];
+                    for (i64 b = 0; b < l.B; ++b)
+                        for (i64 k = 0; k < many; ++k) runs.look(x, runs.segment(runs.place(g + k, b)), 0, length, seen[k]);
+                    for (i64 k = 0; k < many; ++k) f.stats[g + k] = settled(call, f, seen[k].moments(call.center), g + k);
+                } else if (call.label) {
                     vector<Look> seen(std::size_t(runs.kinds()));
                     for (i64 b = 0; b < l.B; ++b)
                         runs.look(x, runs.segment(0, b, g), 0, length, seen[std::size_t(runs.kind(b))]);
@@ -94,7 +111,8 @@ template <bool STREAM, class T> void runs_forward(const Call &call, const Forwar
                     settle_pack(call, f, x + g * length, length, g), packed += PACK;
                 else if (packed <= g)
                     f.stats[g] = settled(call, f, runs.look(x, g).moments(call.center), g);
-                for (i64 b = l.B; b-- > 0 && y;) apply(runs.place(g, b), 0, length, next); // the last was seen last
+                for (i64 b = l.B; b-- > 0 && y;) // the last was seen last
+                    for (i64 k = many; k-- > 0;) apply(runs.place(g + k, b), 0, length, many * next);
             }
             settle();
         });
@@ -144,10 +162,12 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
     const bool packed = whole && l.B == 1 && !call.label && packs_back<T>(call, l.S);
     vector<double> pull(std::size_t(strands * l.P * 2));
     const auto look = [&](i64 strand, Runs::Place s, i64 p) {
-        const i64 at = runs.segment(s.a, s.b, s.c) * length + p * l.S;
+        const i64 at = runs.segment(s) * length + p * l.S;
         double *const out = pull.data() + (strand * l.P + p) * 2;
-        run_pull(x + at, dy + at, to + at, nullptr, l.S, abreast, l.C * length, f.stats[runs.group(s)].hi,
-                 call.where != nullptr, out[0], out[1]);
+        const float hi = f.stats[runs.group(s)].hi;
+        weighing(call, [&](auto is) {
+            run_pull<is.value>(x + at, dy + at, to + at, nullptr, l.S, abreast, l.C * length, hi, out[0], out[1]);
+        });
     };
     const auto look_pack = [&](i64 run, i64 g, i64 p) { // the same of PACK runs from run p of group g on
         float hi[PACK];
@@ -166,10 +186,12 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
         }
     };
     const auto descend = [&](Runs::Place place, i64 p, const Slope &s, i64 ahead) {
-        const i64 at = runs.segment(place.a, place.b, place.c) * length + p * l.S;
+        const i64 at = runs.segment(place) * length + p * l.S;
         const float gain = f.weight ? f.weight[runs.gain(place, p)] : 1.f, *const w = runs.weights(place, p);
-        run_descend<STREAM>(x + at, dy + at, dx + at, ahead, l.S, s.hi, gain * s.rate, s.q, s.r, w != nullptr,
-                            l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
+        weighing(call, [&](auto is) {
+            run_descend<STREAM, is.value>(x + at, dy + at, dx + at, ahead, l.S, s.hi, gain * s.rate, s.q, s.r,
+                                          l.ws ? w : nullptr, w && !l.ws ? *w : 1.f);
+        });
     };
     if (whole)
         team(threads, [&](int t, int of) {
@@ -183,7 +205,7 @@ template <bool STREAM, class T> void runs_backward(const Call &call, const Backw
                 std::fill(sums.begin(), sums.end(), 0.0);
                 for (i64 b = 0; b < l.B; b += abreast) {
                     const Runs::Place place = runs.place(g, b);
-                    const i64 strand = abreast > 1 ? g : runs.segment(place.a, b, place.c);
+                    const i64 strand = abreast > 1 ? g : runs.segment(place);
                     for (i64 p = packed ? std::max<i64>(0, looked - g * l.P) : 0; p < l.P; ++p) look(strand, place, p);
                     add(strand, place, sums.data() + 2 * runs.kind(b));
                 }

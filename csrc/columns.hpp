@@ -49,14 +49,24 @@ INLINE void rows_spread(const T *const *rows, i64 next, i64 begin, i64 end, cons
         more<T>(s1 + c, a), more<T>(s2 + c, b);
     });
 }
-template <class T>
-INLINE void row_weighed(const T *x, const float *w, bool along, i64 begin, i64 end, const float *about, float *s0,
-                        float *s1, float *s2) {
-    Tile<T>::across(begin, end, [&](i64 from, auto vectors, i64 k) {
-        for (i64 c = from; c < from + vectors.count * LANES; c += LANES) {
-            const vf W = along ? take(w + c, k) : all(*w), d = only(W, take(x + c, k) - load(about + c)), wd = W * d;
-            store(s0 + c, load(s0 + c) + W), store(s1 + c, load(s1 + c) + wd), store(s2 + c, load(s2 + c) + wd * d);
+// The same of what counts: s0 = sum w, s1 = sum w (x - about), s2 = sum w (x - about)^2
+template <int ROWS, class T>
+INLINE void rows_weighed(const T *const *rows, const float *const *where, bool along, i64 begin, i64 end,
+                         const float *about, float *s0, float *s1, float *s2) {
+    Tile<T>::across(begin, end, [&](i64 c, auto vectors, i64 k) {
+        constexpr int N = vectors.count;
+        vf K[N], W[N], n[N]{}, a[N]{}, b[N]{}, u[N];
+        beside<T>(about + c, K);
+        for (int r = 0; r < ROWS; ++r) {
+            takes(rows[r] + c, k, u);
+            if (along) beside<T>(where[r] + c, k, W);
+            for (int v = 0; v < N; ++v) {
+                if (!along) W[v] = all(*where[r]);
+                const vf d = only(W[v], u[v] - K[v]), wd = W[v] * d;
+                n[v] += W[v], a[v] += wd, b[v] += wd * d;
+            }
         }
+        more<T>(s0 + c, n), more<T>(s1 + c, a), more<T>(s2 + c, b);
     });
 }
 template <class T>
@@ -64,8 +74,10 @@ INLINE void tile_spread(const Tile<T> &tile, const float *about, float *s0, floa
     for (i64 begin = 0; begin < tile.width; begin += PANEL) {
         const i64 end = std::min(begin + PANEL, tile.width);
         i64 r = 0;
+        for (; tile.where && r + ABREAST <= tile.n; r += ABREAST)
+            rows_weighed<ABREAST>(tile.rows + r, tile.where + r, tile.along, begin, end, about, s0, s1, s2);
         for (; tile.where && r < tile.n; ++r)
-            row_weighed(tile.rows[r], tile.where[r], tile.along, begin, end, about, s0, s1, s2);
+            rows_weighed<1>(tile.rows + r, tile.where + r, tile.along, begin, end, about, s0, s1, s2);
         for (; r + LOOKED <= tile.n; r += LOOKED)
             rows_spread<LOOKED>(tile.rows + r, tile.next(r, LOOKED), begin, end, about, s1, s2);
         for (; r < tile.n; ++r) rows_spread<1>(tile.rows + r, 0, begin, end, about, s1, s2);

@@ -59,6 +59,14 @@ struct Look {
     }
 };
 
+// f(i, vectors, k): the next k elements from i on; two whole vectors, one, and the rest of one
+template <class F> INLINE void by_vectors(i64 n, const F &f) {
+    i64 i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) f(i, Vectors<2>{}, i64(LANES));
+    for (; i + LANES <= n; i += LANES) f(i, Vectors<1>{}, i64(LANES));
+    if (i < n) f(i, Vectors<1>{}, n - i);
+}
+
 // s1 = sum (x - m), s2 = sum (x - m)^2 of `count` runs of n, `step` apart
 template <class T> INLINE void run_spread(const T *x, i64 n, i64 count, i64 step, float m, double &s1, double &s2) {
     const vf M = all(m);
@@ -96,14 +104,17 @@ INLINE void run_weighed(const T *x, const float *w, i64 n, float m, double &k, d
     const vf M = all(m);
     for (i64 begin = 0; begin < n; begin += BLOCK) {
         const i64 end = std::min(begin + BLOCK, n);
-        vf a{}, b{}, c{};
-        for (i64 i = begin; i < end; i += LANES) {
-            const i64 left = std::min<i64>(end - i, LANES);
-            const vf W = left == LANES ? load(w + i) : load(w + i, left);
-            const vf u = only(W, (left == LANES ? load(x + i) : load(x + i, left)) - M), wu = W * u;
-            a += W, b += wu, c += wu * u;
-        }
-        k += sum(a), s1 += sum(b), s2 += sum(c);
+        vf a[2]{}, b[2]{}, c[2]{};
+        by_vectors(end - begin, [&](i64 i, auto vectors, i64 lanes) {
+            constexpr int N = vectors.count;
+            vf W[N], u[N];
+            takes(x + begin + i, lanes, u), beside<T>(w + begin + i, lanes, W);
+            for (int v = 0; v < N; ++v) {
+                const vf d = only(W[v], u[v] - M), wd = W[v] * d;
+                a[v] += W[v], b[v] += wd, c[v] += wd * d;
+            }
+        });
+        k += sum(a[0] + a[1]), s1 += sum(b[0] + b[1]), s2 += sum(c[0] + c[1]);
     }
 }
 
@@ -147,14 +158,6 @@ INLINE void run_look(const T *x, i64 n, bool center, const float *w, float each,
 // Short rows go PACK at a time: while one waits for its sums, square root and quotient, the others fill the time.
 constexpr int PACK = 4;
 constexpr i64 SHORT = 32 * LANES; // elements of the longest: as many per lane as a longer run's sums take in
-
-// f(i, vectors, k): the next k elements from i on; two whole vectors, one, and the rest of one
-template <class F> INLINE void by_vectors(i64 n, const F &f) {
-    i64 i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) f(i, Vectors<2>{}, i64(LANES));
-    for (; i + LANES <= n; i += LANES) f(i, Vectors<1>{}, i64(LANES));
-    if (i < n) f(i, Vectors<1>{}, n - i);
-}
 
 // run_spread of PACK rows of n, one after the other; s1 only where they are centred
 template <bool CENTER, class T> INLINE void pack_spread(const T *x, i64 n, const float *m, double *s1, double *s2) {
@@ -202,52 +205,44 @@ template <class T> INLINE void run_add(const T *x, const T *other, T *s, i64 n) 
     if (i < n) store(s + i, load(x + i, n - i) + load(other + i, n - i), n - i);
 }
 
-// y = (x - hi) s + t for a whole run, while `next` is on its way; what is no number and was not measured becomes NaN
-template <bool STREAM, class T>
-INLINE void run_apply(const T *x, const T *next, T *y, i64 n, float hi, float s, float t, bool weighed) {
+// y = (x - hi) s + t for a whole run, while `next` is on its way; WEIGHED: what is no number, and so was not measured,
+// becomes NaN
+template <bool STREAM, bool WEIGHED, class T>
+INLINE void run_apply(const T *x, const T *next, T *y, i64 n, float hi, float s, float t) {
     const vf H = all(hi), S = all(s), B = all(t);
+    const auto value = [&](vf v) { return WEIGHED ? ((v - H) * S + B) + (v - v) : (v - H) * S + B; };
     i64 i = 0;
-    if (weighed) {
-        for (; i < n; i += LANES) {
-            const i64 k = std::min<i64>(n - i, LANES);
-            const vf v = load(x + i, k);
-            store(y + i, ((v - H) * S + B) + (v - v), k);
-        }
-        return;
-    }
     if (STREAM) {
         const i64 first = std::min(until_aligned(y), n);
         for (i64 k; i < first; i += k) {
             k = std::min<i64>(first - i, LANES);
-            store(y + i, (load(x + i, k) - H) * S + B, k);
+            store(y + i, value(load(x + i, k)), k);
         }
     }
     for (; i + 4 * LANES <= n; i += 4 * LANES) {
         if (next != x) fetch<4 * LANES>(next, i);
         vf u[4];
         loads(x + i, u);
-        for (vf &of : u) of = (of - H) * S + B;
+        for (vf &of : u) of = value(of);
         puts<STREAM>(y + i, u);
     }
-    for (; i + LANES <= n; i += LANES) put<STREAM>(y + i, (load(x + i) - H) * S + B);
-    if (i < n) store(y + i, (load(x + i, n - i) - H) * S + B, n - i);
+    for (; i + LANES <= n; i += LANES) put<STREAM>(y + i, value(load(x + i)));
+    if (i < n) store(y + i, value(load(x + i, n - i)), n - i);
 }
 
 // y = ((x - hi) rate + t) w + b, with w and b along the run, either null; meanwhile `next` is on its way
-template <bool STREAM, bool BIAS, class T>
-INLINE void row_apply(const T *x, const T *next, T *y, i64 n, const Stat &q, const float *w, const float *b,
-                      bool weighed) {
+template <bool STREAM, bool BIAS, bool WEIGHED, class T>
+INLINE void row_apply(const T *x, const T *next, T *y, i64 n, const Stat &q, const float *w, const float *b) {
     const vf H = all(q.hi), R = all(q.rate), L = all(-q.shift * q.rate);
     const auto value = [&](vf v, vf g, vf o) {
-        const vf z = ((v - H) * R + L) * g;
-        return BIAS ? z + o : z;
+        const vf z = ((v - H) * R + L) * g, at = BIAS ? z + o : z;
+        return WEIGHED ? at + (v - v) : at;
     };
     const auto some = [&](i64 i, i64 k) {
-        const vf v = load(x + i, k), z = value(v, w ? load(w + i, k) : all(1.f), BIAS ? load(b + i, k) : vf{});
-        store(y + i, weighed ? z + (v - v) : z, k);
+        store(y + i, value(load(x + i, k), w ? load(w + i, k) : all(1.f), BIAS ? load(b + i, k) : vf{}), k);
     };
     i64 i = 0;
-    if (weighed || !w) {
+    if (!w) {
         for (; i < n; i += LANES) some(i, std::min<i64>(n - i, LANES));
         return;
     }
@@ -263,19 +258,22 @@ INLINE void row_apply(const T *x, const T *next, T *y, i64 n, const Stat &q, con
     if (i < n) some(i, n - i);
 }
 
-// s1 += sum dy w, s2 += sum dy w (x - hi), of `count` runs of n, `step` apart; w may be null. Where `weighed`, what is
-// no number counts as 0. dx is where they will be written through the cache; or x, and then nothing is claimed.
-template <class T>
+// s1 += sum dy w, s2 += sum dy w (x - hi), of `count` runs of n, `step` apart; w may be null. WEIGHED: what is no number
+// counts as 0. dx is where they will be written through the cache; or x, and then nothing is claimed.
+template <bool WEIGHED, class T>
 INLINE void run_pull(const T *x, const T *dy, const T *dx, const float *w, i64 n, i64 count, i64 step, float hi,
-                     bool weighed, double &s1, double &s2) {
+                     double &s1, double &s2) {
     const vf H = all(hi);
+    const auto pair = [](vf &p, vf &v) {
+        if (WEIGHED) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
+    };
     vf a{}, b{}, c{}, d{}, e{}, f{}, g{}, h{};
     i64 summed = 0;
     for (i64 r = 0; r < count; ++r, x += step, dy += step, dx += step)
         for (i64 begin = 0; begin < n; begin += BLOCK) {
             const i64 end = std::min(begin + BLOCK, n);
             i64 i = begin;
-            for (; !weighed && i + 4 * LANES <= end; i += 4 * LANES) {
+            for (; i + 4 * LANES <= end; i += 4 * LANES) {
                 if (dx != x) claim<4 * LANES>(dx, i);
                 vf p[4], u[4];
                 loads(dy + i, p), loads(x + i, u);
@@ -284,11 +282,12 @@ INLINE void run_pull(const T *x, const T *dy, const T *dx, const float *w, i64 n
                     beside<T>(w + i, by);
                     for (int k = 0; k < 4; ++k) p[k] *= by[k];
                 }
+                for (int k = 0; k < 4; ++k) pair(p[k], u[k]);
                 a += p[0], b += p[1], c += p[2], d += p[3];
                 e += p[0] * (u[0] - H), f += p[1] * (u[1] - H), g += p[2] * (u[2] - H), h += p[3] * (u[3] - H);
             }
             const auto one = [&](vf p, vf v) {
-                if (weighed) p = (vf)((vi)p & (vi)((v - v) == 0.f)), v = finite(v);
+                pair(p, v);
                 a += p, e += p * (v - H);
             };
             for (; i + LANES <= end; i += LANES) one(w ? load(dy + i) * load(w + i) : load(dy + i), load(x + i));
@@ -321,37 +320,43 @@ INLINE void pack_pull(const T *x, const T *dy, const T *dx, const float *w, i64 
     for (int r = 0; r < PACK; ++r) s1[r] = sum(a[r]), s2[r] = sum(e[r]);
 }
 
-// dx = dy P + m ((x - hi) Q + R) for a whole run, m the weights or 1; those that lie `next` ahead are on their way
-template <bool STREAM, class T>
+// dx = dy P + m ((x - hi) Q + R) for a whole run, while those that lie `next` ahead are on their way; m: where WEIGHED
+// the weights, or null and all of them `each`; else 1
+template <bool STREAM, bool WEIGHED, class T>
 INLINE void run_descend(const T *x, const T *dy, T *dx, i64 next, i64 n, float hi, float p, float q, float r,
-                        bool weighed, const float *m, float each) {
+                        const float *m, float each) {
     const vf H = all(hi), P = all(p), Q = all(q), R = all(r);
+    const auto value = [&](vf d, vf u, vf M) {
+        if (!WEIGHED) return d * P + ((u - H) * Q + R);
+        const vf down = d * P + M * (only(M, u - H) * Q + R);
+        return (vf)((vi)down & (vi)((u - u) == 0.f));
+    };
+    const auto some = [&](i64 i, i64 k) {
+        store(dx + i, value(load(dy + i, k), load(x + i, k), WEIGHED && m ? load(m + i, k) : all(each)), k);
+    };
     i64 i = 0;
-    if (weighed) {
-        for (; i < n; i += LANES) {
-            const i64 k = std::min<i64>(n - i, LANES);
-            const vf v = load(x + i, k), M = m ? load(m + i, k) : all(each);
-            const vf down = load(dy + i, k) * P + M * (only(M, v - H) * Q + R);
-            store(dx + i, (vf)((vi)down & (vi)((v - v) == 0.f)), k);
-        }
-        return;
-    }
     if (STREAM) {
         const i64 first = std::min(until_aligned(dx), n);
         for (i64 k; i < first; i += k) {
             k = std::min<i64>(first - i, LANES);
-            store(dx + i, load(dy + i, k) * P + ((load(x + i, k) - H) * Q + R), k);
+            some(i, k);
         }
     }
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
         if (next) fetch<2 * LANES>(x + next, i), fetch<2 * LANES>(dy + next, i);
-        vf d[2], u[2];
+        vf d[2], u[2], M[2]{all(each), all(each)};
         loads(dy + i, d), loads(x + i, u);
-        for (int k = 0; k < 2; ++k) d[k] = d[k] * P + ((u[k] - H) * Q + R);
+        if (WEIGHED && m) beside<T>(m + i, M);
+        for (int k = 0; k < 2; ++k) d[k] = value(d[k], u[k], M[k]);
         puts<STREAM>(dx + i, d);
     }
-    for (; i + LANES <= n; i += LANES) put<STREAM>(dx + i, load(dy + i) * P + ((load(x + i) - H) * Q + R));
-    if (i < n) store(dx + i, load(dy + i, n - i) * P + ((load(x + i, n - i) - H) * Q + R), n - i);
+    for (; i < n; i += LANES) {
+        const i64 k = std::min<i64>(n - i, LANES);
+        if (k == LANES)
+            put<STREAM>(dx + i, value(load(dy + i), load(x + i), WEIGHED && m ? load(m + i) : all(each)));
+        else
+            some(i, k);
+    }
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 #include "runs.hpp"
 #include "team.hpp"
 
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -28,6 +29,11 @@ INLINE Stat stat(const Call &call, double mean, double var, double share) {
     const double r = 1.0 / std::sqrt(var + call.eps) + 0.0 * var; // overflow makes NaN, not 0
     const float hi = call.center ? float(mean) : 0.f, lo = call.center ? float(mean - hi) : 0.f;
     return {hi, lo, float(r), lo, float(r), float(share)};
+}
+
+// f(is anything weighed), so that loops are compiled for both
+template <class F> INLINE void weighing(const Call &call, const F &f) {
+    call.where ? f(std::true_type{}) : f(std::false_type{});
 }
 
 // Constants that a source remembers.

@@ -52,7 +52,7 @@ template <class T> class Sheet {
     bool whole(int threads) const { return !call.label && l.A >= threads && !cut(l.A, threads); }
     // few enough to sum in float, and to stay in the second cache between two looks
     i64 tile() const {
-        const i64 most = call.where ? MOST / 8 : MOST; // weighed rows are added one by one, the others eight by eight
+        const i64 most = call.where ? MOST / 2 : MOST; // weighed rows are added four by four, the others eight by eight
         return std::max<i64>(8, std::min<i64>(most, (1 << 18) / (width * i64(sizeof(T)))));
     }
 
