@@ -76,11 +76,14 @@ AFTER = {
     "convolution": lambda: nn.Conv2d(4, 6, 3, bias=False),
     "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
     "depthwise": lambda: nn.Conv2d(4, 8, 3, groups=4, stride=2),
+    "reflecting": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "replicating": lambda: nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate"),
+    "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
 }
 
 
 @pytest.mark.parametrize("name", AFTER)
-def test_a_norm_goes_into_the_convolution_after_it_where_nothing_is_padded(name):
+def test_a_norm_goes_into_the_convolution_after_it_where_no_zeros_are_padded(name):
     new, changed, left = folded(chain(nn.ReLU(), nn.BatchNorm2d(4), AFTER[name](), nn.ReLU()))
     assert type(new[1]) is nn.Identity
     assert changed["1"].into == ("2",)
@@ -97,6 +100,33 @@ def test_a_shift_does_not_cross_a_border_and_a_scale_does(after):
     nn.init.zeros_(scale[0].bias)
     _, changed, _ = folded(scale)
     assert changed["0"].into == ("1",)
+
+
+class Padded(nn.Module):
+    """A copy of what is normalized, longer along these axes, read by a convolution and perhaps by others."""
+
+    def __init__(self, pads, mode, also=False):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+        self.pads, self.mode, self.also = pads, mode, also
+
+    def forward(self, x):
+        y = nn.functional.pad(self.norm(x), self.pads, mode=self.mode)
+        return self.conv(y) + (y.mean() if self.also else 0)
+
+
+@pytest.mark.parametrize(
+    ("pads", "mode", "also", "why"),
+    [
+        ((1, 1), "reflect", False, ""),
+        ((1, 1), "constant", False, "constant_pad_nd"),
+        ((1, 1), "reflect", True, "goes to mean"),
+    ],
+)
+def test_padding_by_values_of_its_own_is_seen_through(pads, mode, also, why):
+    _, changed, left = folded(lively(Padded((*pads, *pads), mode, also)))
+    assert ("norm" in changed) == (not why)
+    assert why in left.get("norm", "")
 
 
 def test_linear_layers_take_norms_from_both_sides_and_norms_in_a_row_all_go():
@@ -329,6 +359,26 @@ def test_gains_go_into_every_layer_after_them_when_asked():
         torch.testing.assert_close(outputs(new, x), outputs(model, x), rtol=1e-5, atol=1e-5)
         assert new.blocks[0]["ln1"].weight is None
         assert "shares its weight" in dict(certificate.left)["last"]
+
+
+class HandNorm(nn.Module):
+    """Somebody else's layer norm; `one`: the gain is learned around 1."""
+
+    def __init__(self, one=0):
+        super().__init__()
+        self.weight, self.one = nn.Parameter(torch.rand(4) + 0.5), one
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, (4,)) * (self.one + self.weight)
+
+
+def test_the_gain_of_a_norm_written_by_hand_folds_where_it_only_multiplies():
+    new, changed, _ = folded(nn.Sequential(nn.Tanh(), HandNorm(), nn.Linear(4, 3)), X[:, :, 0, 0], gains=True)
+    assert changed["1"].into == ("2",)
+    assert (new[1].weight == 1).all()
+    _, changed, left = folded(nn.Sequential(nn.Tanh(), HandNorm(1), nn.Linear(4, 3)), X[:, :, 0, 0], gains=True)
+    assert not changed
+    assert "was not seen to do" in left["1"]
 
 
 def test_the_certificate_says_what_went_where_and_how_far_outputs_moved():

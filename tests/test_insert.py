@@ -139,3 +139,27 @@ def test_what_cannot_be_done_is_said():
         hs.insert(Model(), "words", hs.nn.LayerNorm, batches)
     with pytest.raises(ValueError, match="no layer of that name"):
         hs.insert(Model(), "head", hs.nn.LayerNorm(6), batches)
+
+
+def test_a_norm_inside_an_encoder_layer_that_computes_all_at_once_is_called():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    x = torch.randn(3, 5, 8)
+    new, said = hs.insert(model, "layers.0.linear1", hs.nn.LayerNorm(16), [x])
+    assert said.drift == pytest.approx(largest_move(model, new, [x]), rel=1e-4)
+    assert said.drift > 0.01
+    assert said.undo(new).layers[0].activation_relu_or_gelu == 1
+
+
+@pytest.mark.parametrize("source", [hs.Synced(), hs.Ghost(2), hs.Frozen(hs.Synced())], ids=str)
+def test_sources_around_a_running_average_are_set_like_it(source):
+    model, batches = net(), data()
+    _, said = hs.insert(model, "0", lambda x: hs.nn.BatchNorm2d(8, source=source), batches)
+    assert said.drift < 1e-5
+
+
+def test_a_factory_that_makes_no_module_and_a_scripted_model_are_refused():
+    with pytest.raises(TypeError, match="gave None, which is no module"):
+        hs.insert(net(), "0", lambda x: None, data())
+    with pytest.raises(ValueError, match=r"compiled by torch\.jit\.script"):
+        hs.insert(torch.jit.script(net()), "0", hs.nn.BatchNorm2d(8), data())

@@ -62,9 +62,12 @@ def test_a_prior_counts_as_so_many_samples_beside_the_new_ones():
     var = (n * wide.var(1, correction=0) + N * old_var) / (n + N) + n * N / (n + N) ** 2 * (
         wide.mean(1) - old_mean
     ) ** 2
+    var *= (n + N) * 16 / ((n + N) * 16 - 1)  # unbiased, as torch remembers it; a sample has 16 values
     torch.testing.assert_close(new[0].running_mean.double(), mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(new[0].running_var.double(), var, rtol=1e-6, atol=1e-6)
     assert new[3].running_var.tolist() == model[3].running_var.tolist()
+    little, none = (hs.recalibrate(model, data, prior=N)[0] for N in (1e-9, 0))
+    torch.testing.assert_close(little[0].running_var, none[0].running_var, rtol=1e-6, atol=0)
 
 
 def test_in_one_pass_each_layer_normalizes_by_the_batch_at_hand():
@@ -102,6 +105,9 @@ def test_the_certificate_says_how_far_statistics_and_outputs_moved():
     with torch.no_grad():
         steps = [(new(x) - model(x)).abs().max() / model(x).square().mean().sqrt() for x in data]
     torch.testing.assert_close(certificate.drift, float(max(steps)), rtol=1e-5, atol=0)
+    with torch.no_grad():
+        steps = [(new[0](x) - model[0](x)).abs().max() / model[0](x).square().mean().sqrt() for x in data]
+    torch.testing.assert_close(certificate.changed[0].drift, float(max(steps)), rtol=1e-5, atol=0)
     mean, var = pooled(torch.cat(data))
     torch.testing.assert_close(
         certificate.changed[0].mean, float((mean / (1 + 1e-5) ** 0.5).abs().max()), rtol=1e-5, atol=0
@@ -112,21 +118,41 @@ def test_the_certificate_says_how_far_statistics_and_outputs_moved():
     assert again.drift < 1e-5
 
 
+class Odd(torch.nn.Module):
+    """Remembers, and uses it in no way that is known."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(c))
+        self.register_buffer("running_var", torch.ones(c))
+
+    def forward(self, x):
+        return x.tanh() - self.running_mean
+
+
 def test_layers_that_cannot_be_taken_are_named_with_the_reason():
     model = torch.nn.ModuleDict(
         {
             "used": hs.nn.BatchNorm1d(4),
             "idle": hs.nn.BatchNorm1d(4),
-            "domains": hs.nn.BatchNorm1d(4, source=hs.Domain(2)),
-            "instances": hs.nn.InstanceNorm1d(4, track_running_stats=True),
+            "mixed": hs.nn.BatchNorm1d(4, source=hs.Mixed()),
+            "heads": hs.Norm("b t (h d) -> b t h", source=hs.Running(), h=2),
+            "virtual": hs.nn.BatchNorm1d(4, source=hs.Virtual()),
+            "power": hs.nn.PowerNorm(4),
+            "scripted": torch.jit.script(torch.nn.BatchNorm1d(4)),
+            "odd": Odd(4),
         }
     )
     _, certificate = hs.recalibrate(model, [torch.randn(9, 4)], forward=lambda m, x: m["used"](x))
     left = dict(certificate.left)
     assert [change.layer for change in certificate.changed] == ["used"]
     assert "do not reach it" in left["idle"]
-    assert "Domain" in left["domains"]
-    assert "come and go" in left["instances"]
+    assert "otherwise than a running average" in left["mixed"]
+    assert "come and go" in left["heads"]
+    assert "hs.recording()" in left["virtual"]
+    assert "runs along with its gradient" in left["power"]
+    assert "torch.jit.script" in left["scripted"]
+    assert "was not seen to normalize by" in left["odd"]
     with pytest.raises(ValueError, match="no layer of that name has running statistics"):
         hs.recalibrate(model, [torch.randn(9, 4)], layers="head.*")
 
@@ -136,6 +162,12 @@ def test_masks_are_respected_and_batches_may_be_pairs_words_or_a_stream():
     x, where = torch.randn(30, 4) + 2, (torch.arange(30) % 3 > 0)[:, None]
     new, _ = hs.recalibrate(layer, [(x, where)], forward=lambda m, b: m(b[0], where=b[1]))
     assert_statistics(new, x[where[:, 0]])
+    w = torch.rand(30, 1).double() * 3
+    new, _ = hs.recalibrate(layer, [(x[:9], w[:9]), (x[9:], w[9:])], forward=lambda m, b: m(b[0], where=b[1].float()))
+    mean = (w * x).sum(0) / w.sum()
+    torch.testing.assert_close(new.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
+    var = (w * (x - mean) ** 2).sum(0) / (w.sum() - 1)
+    torch.testing.assert_close(new.running_var.double(), var, rtol=1e-5, atol=1e-5)
     for given in ([(x, torch.zeros(30))], [{"x": x}], iter([x]), (part for part in x.split(10))):
         new, _ = hs.recalibrate(layer, given)
         assert_statistics(new, x)
@@ -247,3 +279,111 @@ def test_what_cannot_be_a_list_of_batches_or_a_prior_is_said_so():
         hs.shift(hs.nn.LazyBatchNorm1d(), [x])
     with pytest.raises(ValueError, match="reach no layer"):
         hs.shift(norm, [x[:0]])
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_was_recalibrated_is_undone_to_the_bit_and_nothing_else(inplace):
+    model = net(torch.nn.BatchNorm2d)
+    model.train()(batches()[1])
+    before = copy.deepcopy(model.state_dict())
+    new, certificate = hs.recalibrate(model, batches(), prior=3, inplace=inplace)
+    assert not torch.equal(new[0].running_var, before["0.running_var"])
+    with torch.no_grad():
+        new[1].weight.add_(1)
+    back = certificate.undo(new, inplace=inplace)
+    assert (back is new) == inplace
+    before["1.weight"] += 1
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), back.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="this certificate is of another model"):
+        certificate.undo(torch.nn.Sequential(hs.nn.BatchNorm2d(4)))
+
+
+AROUND = [hs.Synced(), hs.Ghost(4), hs.Shrunk(8), hs.Frozen(hs.Synced()), hs.Renorm(), hs.Cumulative()]
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize("source", AROUND, ids=str)
+def test_whatever_trusts_or_shares_the_memory_it_becomes_that_of_all_batches(source, one_by_one):
+    data, layer = batches(), hs.nn.BatchNorm2d(3, source=source)
+    new, _ = hs.recalibrate(torch.nn.Sequential(layer), data, one_by_one=one_by_one)
+    assert_statistics(new[0], torch.cat(data))
+    assert new[0].source == source
+    assert new[0].num_batches_tracked == len(data)  # a cumulative mean goes on from all of these
+
+
+def test_each_domain_becomes_that_of_its_own_samples_and_the_unseen_stay_as_they_are():
+    data, codes = batches(), [torch.arange(8) % 2 + (i == 3) for i in range(5)]
+    layer = hs.nn.BatchNorm2d(3, source=hs.Domain(4))
+    layer.running_mean.fill_(7)
+
+    def run(model, batch):
+        return model[0](batch[0], domain=batch[1])
+
+    pairs = list(zip(data, codes, strict=True))
+    for how in ({}, {"one_by_one": False}):
+        new, _ = hs.recalibrate(torch.nn.Sequential(layer), pairs, forward=run, **how)
+        for k in range(3):
+            mean, var = pooled(torch.cat([x[c == k] for x, c in pairs]))
+            torch.testing.assert_close(new[0].running_mean[k].double(), mean, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(new[0].running_var[k].double(), var, rtol=1e-5, atol=1e-5)
+        assert new[0].running_mean[3].tolist() == [7] * 3
+        assert new[0].num_batches_tracked.tolist() == [5, 5, 5, 0]  # 0 is a domain that was never seen
+    new, _ = hs.recalibrate(torch.nn.Sequential(layer), pairs, forward=run, prior=10)
+    mine = torch.cat([x[c == 2] for x, c in pairs])
+    mean = (len(mine) * pooled(mine)[0] + 10 * 7) / (len(mine) + 10)
+    torch.testing.assert_close(new[0].running_mean[2].double(), mean, rtol=1e-5, atol=1e-5)
+    with hs.given(domain=codes[0]):
+        assert len(hs.recalibrate(torch.nn.Sequential(layer), data[:1])[1].changed) == 1
+    with pytest.raises(ValueError, match=r"0 remembers each domain apart: give it, domain=codes\."):
+        hs.recalibrate(torch.nn.Sequential(layer), data)
+
+
+@pytest.mark.parametrize("norm", [hs.nn.InstanceNorm2d, torch.nn.InstanceNorm2d])
+def test_an_instance_norm_remembers_the_average_of_all_samples(norm):
+    data, layer = [*batches(2), torch.randn(3, 4, 4)], norm(3, track_running_stats=True)
+    x = torch.cat([*data[:2], data[2][None]]).double().flatten(2)
+    mean, var = x.mean(2).mean(0), x.var(2).mean(0)
+    for prior in (0, 4):
+        new, _ = hs.recalibrate(torch.nn.Sequential(layer), data, prior=prior)
+        torch.testing.assert_close(new[0].running_mean.double(), 17 * mean / (17 + prior), rtol=1e-5, atol=1e-6)
+        want = (17 * var + prior) / (17 + prior)
+        torch.testing.assert_close(new[0].running_var.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_running_mean_square_is_recalibrated_about_zero():
+    layer, data = hs.Norm("n c ... -> c", source=hs.Running(), center=False, c=3), batches()
+    new, _ = hs.recalibrate(layer, data)
+    square = torch.cat(data).double().square().sum((0, 2, 3)) / (40 * 16 - 1)  # as it remembers batches
+    assert new.running_mean.tolist() == [0] * 3
+    torch.testing.assert_close(new.running_var.double(), square, rtol=1e-6, atol=0)
+
+
+class FrozenNorm(torch.nn.Module):
+    """Somebody else's, all of it buffers, such as torchvision's."""
+
+    def __init__(self, c):
+        super().__init__()
+        for name, value in {"weight": 2.0, "bias": 1.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            self.register_buffer(name, torch.full((c,), value))
+
+    def forward(self, x):
+        c, v, w, b = (t[:, None, None] for t in (self.running_mean, self.running_var, self.weight, self.bias))
+        return (x - c) / (v + 1e-5).sqrt() * w + b
+
+
+def test_memory_written_by_hand_is_taken_where_it_is_seen_to_be_that_and_streams_stay_streams():
+    data = batches()
+    new, _ = hs.recalibrate(torch.nn.Sequential(FrozenNorm(3)), data)
+    assert_statistics(new[0], torch.cat(data))
+    assert hs.shift(new, iter(data))[0].mean < 1e-4
+    with pytest.raises(ValueError, match="0: it cannot normalize by the batch at hand: one_by_one=True"):
+        hs.recalibrate(new, data, one_by_one=False)
+
+
+def test_compiled_models_that_have_run_are_looked_into_as_well():
+    model = torch.compile(net(torch.nn.BatchNorm2d).eval(), backend="eager")
+    data = batches()
+    model(data[0])
+    new, certificate = hs.recalibrate(model, data)
+    assert_statistics(new._orig_mod[0], torch.cat(data))
+    assert [one.layer for one in hs.shift(model, data)] == [one.layer for one in certificate.changed]

@@ -228,6 +228,26 @@ def test_norms_are_found_as_written_down_replaced_and_restored(family):
         assert said.drift < 1e-4
 
 
+# Which norms fold, gains included: those of the residual stream where linear layers alone read them.
+FOLDED = {"ResNet": 6, "BERT": 0, "Llama": 4, "Mixtral": 2, "Qwen3": 4, "MONAI UNet, batch": 6}
+
+
+@pytest.mark.parametrize("family", FOLDED)
+def test_folding_moves_no_output_by_more_than_rounding(family):
+    model, batches, manifest = FAMILIES[family][0]()
+    new, said = hs.fold(model, batches, gains=True)
+    moves = [
+        float((now[name] - was).abs().max() / was.square().mean().sqrt())
+        for batch in batches
+        for now in [tensors(new, batch)]
+        for name, was in tensors(model, batch).items()
+    ]
+    assert said.drift == pytest.approx(max(moves), rel=1e-5)
+    assert said.drift <= 1e-5
+    assert len(said.changed) == FOLDED[family]
+    assert {*(change.layer for change in said.changed), *dict(said.left)} == set(manifest)
+
+
 def test_a_timm_convnet_of_layer_norms_over_channels(timm):
     model, batches, manifest = convnext(timm)
     assert_manifest(model, batches, manifest)
@@ -244,9 +264,9 @@ def test_a_timm_convnet_of_batch_norms_with_activations_fused(timm):
     found = assert_manifest(model, batches, manifest)
     assert {one.kind for one in found} == {"BatchNormAct2d"}
     assert {one.name for one in found if not one.fused} == plain
-    _, said = hs.replace(model, {"blocks.3.*": hs.nn.GroupNorm}, batches)
-    assert [change.layer for change in said.changed] == ["blocks.3.0.bn3"]
-    assert {name for name, why in said.left if "fused into it" in why} == {"blocks.3.0.bn1", "blocks.3.0.bn2"}
+    said = assert_replaced_and_restored(model, batches, {"*": hs.nn.GroupNorm}, hs.nn.GroupNorm, len(manifest))
+    assert {change.layer for change in said.changed if change.into == "GroupNorm"} == plain
+    assert {change.into for change in said.changed if change.layer not in plain} == {"GroupNorm, then its drop and act"}
 
 
 def test_a_timm_net_without_norms_has_none(timm):

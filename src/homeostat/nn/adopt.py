@@ -42,7 +42,7 @@ def _swap(model: M, table: dict[type, type], verb: str, cannot: Any) -> M:
         if reason:
             left.append(f"{name or 'the model itself'} ({type(module).__name__}): {reason}")
         elif kind in table:
-            module.__class__ = _like(module, table[kind])
+            module.__class__ = like(module, table[kind])
             _settle(module, verb)
     if left:
         warnings.warn(f"homeostat.{verb} left {len(left)} alone: " + "; ".join(left), stacklevel=3)
@@ -55,7 +55,7 @@ def plain_class(module: nn.Module) -> type:
     return kind.__bases__[0] if nn.utils.parametrize.is_parametrized(module) else kind
 
 
-def _like(module: nn.Module, kind: type) -> type:
+def like(module: nn.Module, kind: type) -> type:
     """`kind`, under the parametrization's properties if there are any."""
     if not nn.utils.parametrize.is_parametrized(module):
         return kind
@@ -79,7 +79,7 @@ def cannot_adopt(module: nn.Module, kind: type) -> str:
         return "compiled by torch.jit.script" if "Norm" in str(getattr(module, "original_name", "")) else ""
     if kind in OURS or isinstance(module, Preset) or not isinstance(module, tuple(OURS)):
         if isinstance(module, nn.SyncBatchNorm):
-            return "its statistics span processes"
+            return "its statistics span processes; hs.sync makes it ours"
         return "computes a local response, not a group statistic" if isinstance(module, nn.LocalResponseNorm) else ""
     return f"a subclass of {_base(module)} whose forward may differ"
 

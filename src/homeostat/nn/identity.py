@@ -22,7 +22,7 @@ from homeostat.nn.inputs import check_awake
 from homeostat.nn.states import trial
 from homeostat.plan import plan_for
 from homeostat.reading import measure
-from homeostat.sources import Batch, Frozen, Renorm, Running
+from homeostat.sources import Batch, Frozen, Ghost, Renorm, Running, Shrunk, Synced
 
 
 def identity_on(norm: Any, batches: Iterable[Tensor], wanted: Callable[[Tensor], Tensor] | None = None) -> float:
@@ -106,9 +106,14 @@ def _check_gain(norm: Any) -> None:
     gain = getattr(norm, "gain", None)
     if gain is not None and type(gain) is not Learned:
         raise TypeError(f"identity_on sets a gain that is learned as it stands; {gain} makes its own.")
-    source = norm.source.inner if isinstance(norm.source, Frozen) else norm.source
+    source = norm.source
+    while isinstance(source, Frozen | Synced | Ghost | Shrunk):  # memory is the same without them
+        source = source.inner
     if type(source) not in (Batch, Running, Renorm):
-        raise TypeError(f"identity_on knows Batch, Running, Renorm and these frozen; {source} remembers otherwise.")
+        raise TypeError(
+            f"identity_on knows Batch, Running, Renorm and these frozen, synced, in parts or shrunk; {source} "
+            f"remembers otherwise."
+        )
 
 
 def _take_in(norm: Any, data: list[Tensor]) -> None:

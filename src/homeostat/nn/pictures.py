@@ -143,6 +143,8 @@ class EvoNormB0(Norm):
             return trust.var  # type: ignore[no-any-return]
         whole = m.over((0,))
         whole = Moments(whole.count[0], whole.mean[0], whole.m2[0])
+        ranks = self.source.ranks(self) if self.training else None
+        whole = whole if ranks is None else ranks.added(whole, len(m.mean))[0]
         memory.remember(self.source, state, self.num_batches_skipped, whole, type(self).__name__)
         var: Tensor = whole.var()
         return var

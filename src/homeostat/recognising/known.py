@@ -9,11 +9,16 @@ from torch import nn
 from homeostat.frame import Frame
 from homeostat.nn.adopt import OURS, plain_class
 from homeostat.nn.batch import BatchNorm2d
+from homeostat.nn.online import OnlineNorm
+from homeostat.nn.pictures import EvoNormB0
+from homeostat.nn.power import PowerNorm
 from homeostat.nn.preset import Preset
 from homeostat.norm import Norm
 from homeostat.recognising.found import BATCH, RUNNING, SAMPLE, Found
 
 TABLE: dict[type, type] = {**OURS, nn.SyncBatchNorm: BatchNorm2d}
+CHANNELS = Frame.parse("n c ... -> c")
+MEMORY = {PowerNorm: (CHANNELS, None, False), OnlineNorm: (CHANNELS, CHANNELS, True)}  # frame, center, fused
 
 
 def by_class(name: str, module: nn.Module, shape: tuple[int, ...] | None = None) -> Found | None:
@@ -23,13 +28,17 @@ def by_class(name: str, module: nn.Module, shape: tuple[int, ...] | None = None)
     if kind in TABLE:
         norm = nn.Module.__new__(TABLE[kind])  # torch's, read as ours
         norm.__dict__.update(vars(module))
+    elif kind in MEMORY:
+        frame, center, more = MEMORY[kind]
+        return Found(name, kind.__name__, frame, center, RUNNING, "c", norm.eps, more, "class", {}, shape)
     elif not (isinstance(module, Norm | Preset) and kind.__module__.startswith("homeostat.")):
         return None
-    frame: Frame = norm.frame
+    frame = norm.frame
     source = RUNNING if norm.source.names else whose(frame)
     gain = None if norm.gain_frame is None else kept_in(norm.gain_frame)
     center = frame if norm.center else None
-    return Found(name, kind.__name__, frame, center, source, gain, norm.eps, False, "class", dict(norm.sizes), shape)
+    more = kind is EvoNormB0
+    return Found(name, kind.__name__, frame, center, source, gain, norm.eps, more, "class", dict(norm.sizes), shape)
 
 
 def whose(frame: Frame) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from homeostat.recognising.watching import undisturbed
@@ -42,6 +43,7 @@ class Subject:
         for part in self.module.modules():
             part._forward_hooks.clear()
             part._forward_pre_hooks.clear()
+        self.drops = [part for part in self.module.modules() if isinstance(part, _DropoutNd)]
         self.beside = [i for i in floats[1:] if self.leaves[i].shape == self.given.shape]
         self.leaves = [leaf.double() if i in floats else leaf for i, leaf in enumerate(self.leaves)]
         self.held = [(b, b.clone()) for b in self.module.buffers()]
@@ -70,6 +72,8 @@ class Subject:
         args, kwargs = tree_unflatten(leaves, self.tree)
         with undisturbed():
             self.module.train(self.training)
+            for drop in self.drops:
+                drop.eval()
             for buffer, value in self.held:
                 buffer.copy_(value)
             out = self.module(*args, **kwargs)

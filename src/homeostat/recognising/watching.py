@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def watch(
         return tell
 
     hooks: list[Any] = []
-    with put_back(model), torch.no_grad():
+    with put_back(model), eagerly(), torch.no_grad():
         model.eval()
         try:
             for name, module in modules.items():
@@ -70,11 +71,25 @@ def watch(
 
 
 @contextmanager
+def eagerly() -> Iterator[None]:
+    """Compiled parts run as they were written, torch's encoder layers too: hooks are called, modes count."""
+    dynamo = "torch._dynamo" in sys.modules  # not to import it where nothing was compiled
+    mha: Any = torch.backends.mha
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager") if dynamo else nullcontext():
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def put_back(model: nn.Module) -> Iterator[None]:
     """Whatever runs inside, the modules hold what they held before, to the bit; the random states too."""
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-    values = [(b, b.clone()) for b in model.buffers() if not is_lazy(b)]
+    values = [(b, b.clone()) for b in model.buffers() if not (is_lazy(b) or b.is_meta)]
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:

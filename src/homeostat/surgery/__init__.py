@@ -15,5 +15,7 @@ from homeostat.surgery.insert import insert as insert
 from homeostat.surgery.replace import Replaced as Replaced
 from homeostat.surgery.replace import Replacement as Replacement
 from homeostat.surgery.replace import replace as replace
+from homeostat.surgery.running import Recalibrated as Recalibrated
+from homeostat.surgery.running import Recalibration as Recalibration
 from homeostat.surgery.running import recalibrate as recalibrate
 from homeostat.surgery.running import shift as shift

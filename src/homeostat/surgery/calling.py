@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,28 @@ from torch.utils._pytree import tree_leaves
 
 from homeostat.recognising.watching import Forward as Forward
 from homeostat.recognising.watching import call as call
+from homeostat.recognising.watching import eagerly, put_back
 from homeostat.surgery.certificate import Drift, tensors_in
+
+M = TypeVar("M")
+
+
+def several(batches: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(batches, Tensor | dict | str) or not hasattr(batches, "__iter__"):
+        raise TypeError(f"batches is one {type(batches).__name__}; pass a list of batches, [x].")
+    return batches
 
 
 def listed(batches: Iterable[Any]) -> list[Any]:
     """Held, so that a loader that shuffles shows every pass the same."""
-    if isinstance(batches, Tensor | dict):
-        raise TypeError(f"batches is one {type(batches).__name__}; pass a list of batches, [x].")
-    return list(batches)
+    return list(several(batches))
+
+
+def check_changeable(model: nn.Module, verb: str) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{verb}: the model is compiled by torch.jit.script; take what it was made of.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(f"{verb}: DistributedDataParallel knows its parameters: take .module, and wrap the result.")
 
 
 def named(model: nn.Module, layers: str | Iterable[str]) -> list[tuple[str, nn.Module]]:
@@ -47,6 +62,13 @@ def samples_in(data: Iterable[Any]) -> int:
     return sum(len(t) if t.dim() else 1 for first in firsts for t in first)
 
 
+def copied(parts: M) -> M:
+    """A deep copy, of a model or a tuple of parts; process groups, which cannot be copied, stay the same ones."""
+    models = [part for part in tree_leaves(parts) if isinstance(part, nn.Module)]
+    groups = [getattr(module, "process_group", None) for model in models for module in model.modules()]
+    return copy.deepcopy(parts, {id(group): group for group in groups if group is not None})
+
+
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """In evaluation mode, without gradients; every module's own mode is back on exit, after an error too."""
@@ -54,7 +76,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     for model in models:
         model.eval()
     try:
-        with torch.no_grad():
+        with eagerly(), torch.no_grad():
             yield
     finally:
         for module, mode in modes:
@@ -71,7 +93,7 @@ def compared(
 ) -> tuple[float, dict[str, float]]:
     """How far `after` is from `before`: its outputs, and those of these layers; `awake` ones of `after` train."""
     total, each = Drift(), {name: Drift() for name in layers}
-    with evaluating(before, after):
+    with put_back(before), put_back(after), evaluating(before, after):
         for name in awake:
             after.get_submodule(name).training = True
         for batch in data:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from homeostat.affine import Affine
 from homeostat.nn.preset import Preset
@@ -24,7 +25,14 @@ MEASURING = Norm | Preset | _NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 
 
 def is_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, MEASURING) or hasattr(layer, "running_mean")
+    return isinstance(layer, MEASURING) or hasattr(layer, "running_mean") or by_hand(layer)
+
+
+def by_hand(layer: Any) -> bool:
+    """A class of somebody else's that says so, with a gain, such as LlamaRMSNorm."""
+    called = "norm" in type(layer).__name__.lower() and not isinstance(layer, MEASURING) and not list(layer.children())
+    weight = layer._parameters.get("weight") if called else None
+    return weight is not None and not is_lazy(weight) and weight.dim() == 1
 
 
 def measures(layer: Any) -> bool:
@@ -62,6 +70,8 @@ def _gain(layer: Any) -> tuple[Any, Any] | str:
     if gain is not None and (gain.asks or getattr(layer, "counts", None)):
         return "its gain is made anew at every call"
     w, b = (getattr(layer, "weight", None), getattr(layer, "bias", None)) if gain is None else gain.at(layer, None, {})
+    if w is not None and by_hand(layer) and torch.equal(w, torch.ones_like(w)) and (b is None or not b.any()):
+        w = b = None
     if measures(layer) and w is None and b is None:
         return "it measures what it is given, and has no gain"
     return 1.0 if w is None else w.detach().double(), 0.0 if b is None else b.detach().double()
@@ -93,7 +103,12 @@ def bare(layer: Any) -> Any:
 
 
 def strip(layer: Any) -> None:
-    """Take its gain away."""
+    """Take its gain away; one written by hand needs it, and multiplies by 1."""
+    if by_hand(layer):
+        for name, value in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+            if (p := layer._parameters.get(name)) is not None:
+                layer._parameters[name] = nn.Parameter(value(p), p.requires_grad)
+        return
     for flag in ("affine", "elementwise_affine"):
         if hasattr(layer, flag):
             setattr(layer, flag, False)

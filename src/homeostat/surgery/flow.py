@@ -43,6 +43,7 @@ class Wire:
         self.made: Use | None = None
         self.reads: list[Use | str] = []
         self.kept = False
+        self.padded: frozenset[int] = frozenset()  # axes that are longer where it is read, by copies of its own values
 
 
 class Use:
@@ -123,6 +124,8 @@ class Flow:
     # ---- linear maps, which are functions of a stored weight ----
 
     def of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is F.pad and not self._paused:
+            return self._pad(*args, **kwargs)
         if func not in _ARGUMENTS or self._paused:
             return func(*args, **kwargs)
         said = {**dict(zip(_ARGUMENTS[func], args, strict=False)), **kwargs}
@@ -143,6 +146,19 @@ class Flow:
             use.as_made = made == (True, use.transposed, said.get("groups", 1))
         self._wires[y] = use.y
         use.y.made = use
+        return y
+
+    def _pad(self, x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
+        """What repeats values of x is x to whoever reads it: what is done to every value alike is done to these too."""
+        repeats = mode != "constant" and x in self._wires
+        self._paused = repeats
+        try:
+            y = F.pad(x, pad, mode, value)
+        finally:
+            self._paused = False
+        if repeats:
+            self._wires[y] = wire = self._wires[x]
+            wire.padded |= {i for i, (a, b) in enumerate(zip(x.shape, y.shape, strict=True)) if a != b}
         return y
 
     def _start(self, name: str | None, x: Tensor, own: list[Any]) -> Use:

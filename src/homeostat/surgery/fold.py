@@ -1,7 +1,7 @@
 """Fold: a norm whose statistics are constants goes into the linear layer or convolution before it, or those after it.
 
     before    ((W x + b) - mean) s + t      always exact
-    after     W (x s + d) + b               exact unless d meets a border of zeros: only where nothing is padded
+    after     W (x s + d) + b               exact unless d meets a border of zeros; one of x's own values is no border
 
 That one feeds the other and nothing else is seen while the model runs (flow.py), and what a norm does is checked by its
 numbers (constants.py); what was not seen is not folded.
@@ -18,8 +18,9 @@ from torch import nn
 
 from homeostat.affine import Affine
 from homeostat.nn.states import check_module
+from homeostat.recognising.watching import put_back
 from homeostat.surgery import constants
-from homeostat.surgery.calling import Forward, asked, call, compared, evaluating, listed, samples_in
+from homeostat.surgery.calling import Forward, asked, call, compared, copied, evaluating, listed, samples_in
 from homeostat.surgery.certificate import Certificate, Change
 from homeostat.surgery.flow import Flow
 from homeostat.surgery.pairs import MEASURES, Pair, hooked, pair_of
@@ -60,7 +61,7 @@ def fold(
     """
     check_module(model, "fold")
     data = listed(batches)
-    old, new = copy.deepcopy(model), copy.deepcopy(model)
+    old, new = copied(model), copied(model)
     done, weights, left = _fold(new, data, layers, gains, forward)
     places = {into: _place(into, done) for pair in done for into in pair.into}
     drift, moved = compared(old, new, data, forward, list(places.values()))
@@ -82,7 +83,7 @@ def _fold(
     while True:
         found, left = _found(new, data, layers, gains, forward)
         left |= refused
-        found = {pair: affine for pair, affine in found.items() if pair.norm not in left}
+        found = {pair: affine for pair, affine in found.items() if pair.norm not in left and pair not in done}
         if not found:
             folded = {pair.norm for pair in done}
             order = [
@@ -107,7 +108,7 @@ def _found(
     norms = {name: model.get_submodule(name) for name in known}
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, LINEAR) and is_stored(layer)}
     look = lambda name, x, y: constants.acts_along(norms[name], known[name], x, y)  # noqa: E731
-    with evaluating(model):
+    with put_back(model), evaluating(model):
         flow = Flow(norms, linear, look).watch(model, data, forward)
     found: Pairs = {}
     for name, affine in known.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from homeostat.nn.preset import Preset
 from homeostat.nn.states import OWN, check_module
 from homeostat.norm import Norm
 from homeostat.sources import Frozen
-from homeostat.surgery.calling import Forward, asked, call, compared, listed, samples_in
+from homeostat.surgery.calling import Forward, asked, call, compared, copied, listed, samples_in
 from homeostat.surgery.certificate import Certificate, Change
 
 M = TypeVar("M", bound=nn.Module)
@@ -74,8 +73,8 @@ def _turned(
     """`turn` every layer that remembers; it says why where it does not."""
     check_module(model, verb[0])
     data = listed(batches)
-    new = model if inplace else copy.deepcopy(model)
-    old = copy.deepcopy(model) if inplace and data else model
+    new = model if inplace else copied(model)
+    old = copied(model) if inplace and data else model
     kinds: dict[str, str] = {}
     left: list[tuple[str, str]] = []
     for name, layer in asked(new, layers):

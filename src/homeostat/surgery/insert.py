@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,10 +13,10 @@ from homeostat.nn.adopt import OURS, adopt, release
 from homeostat.nn.identity import identity_on
 from homeostat.nn.states import check_module
 from homeostat.recognising import by_class, refused
-from homeostat.surgery.calling import Forward, asked, call, compared, listed, samples_in
+from homeostat.surgery.calling import Forward, asked, call, check_changeable, compared, copied, listed, samples_in
 from homeostat.surgery.certificate import Certificate, Change
 from homeostat.surgery.refit import order_of, seen_by
-from homeostat.surgery.swaps import names_of, put
+from homeostat.surgery.swaps import Fusing, fusing, names_of, put, switch
 
 M = TypeVar("M", bound=nn.Module)
 SOURCES = {"sample": "each sample's own", "batch": "the batch's at hand"}
@@ -71,15 +70,18 @@ class Placed(Change):
 class Insertion(Certificate):
     """Where norms were put."""
 
+    fusing: Fusing = field(default=(), repr=False, compare=False)
+
     def undo(self, model: M, inplace: bool = False) -> M:
         """The model without these norms, the rest as it is now."""
-        found: Any = model if inplace else copy.deepcopy(model)
+        found: Any = model if inplace else copied(model)
         for change in self.changed:
             there = found.get_submodule(change.layer) if change.layer else found
             if not isinstance(there, Inserted):
                 raise ValueError(f"undo: nothing was inserted at {change.layer}; this certificate is of another model.")
             there.inner.train(there.training)
             found = put(found, names_of(found, there), there, there.inner, hooks=False)
+        switch(found, self.fusing, on=True)
         return found  # type: ignore[no-any-return]
 
 
@@ -104,13 +106,14 @@ def insert(
     are then under its name and "inner".
     """
     check_module(model, "insert")
+    check_changeable(model, "insert")
     if not callable(norm) or isinstance(norm, type):
         raise TypeError(
             f"insert: norm={norm!r} is a module, or makes one of a tensor: lambda x: hs.nn.BatchNorm2d(x.shape[1])."
         )
     data = listed(batches)
     new: Any
-    old, new = (copy.deepcopy(model), model) if inplace else (model, copy.deepcopy(model))
+    old, new = (copied(model), model) if inplace else (model, copied(model))
     names = [name for name, _ in asked(new, where)]
     if inplace and "" in names:
         raise ValueError("insert: the model is itself the layer, so nothing can be put around it in place.")
@@ -118,6 +121,8 @@ def insert(
     order = order_of(new, [name for name in names if name not in left], data, forward)
     left |= {name: "these batches do not reach it" for name in names if name not in (*order, *left)}
     places: dict[str, tuple[str, float, str]] = {}
+    around = fusing(new, order)
+    switch(new, around, on=False)
     try:
         for name in order:
             there = new.get_submodule(name)
@@ -132,12 +137,13 @@ def insert(
         for name in places:
             there = new.get_submodule(name)
             put(new, names_of(new, there), there, there.inner, hooks=False)
+        switch(new, around, on=True)
         raise
     changed = tuple(
         Placed(name, type(old.get_submodule(name)).__name__, kind, moved[name], off, note)
         for name, (kind, off, note) in places.items()
     )
-    return new, Insertion("inserted", changed, tuple(left.items()), drift, samples_in(data))
+    return new, Insertion("inserted", changed, tuple(left.items()), drift, samples_in(data), around)
 
 
 def _made(
@@ -148,7 +154,9 @@ def _made(
     xs: list[Any] = [x[0] if isinstance(x, tuple) and x else x for x in there]
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in xs):
         return "what comes there is no tensor of fractions"
-    made: Any = copy.deepcopy(norm) if isinstance(norm, nn.Module) else norm(xs[0])
+    made: Any = copied(norm) if isinstance(norm, nn.Module) else norm(xs[0])
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"insert: norm(x) gave {made!r}, which is no module: lambda x: hs.nn.BatchNorm2d(x.shape[1]).")
     made = made.to(device=xs[0].device, dtype=xs[0].dtype).train(model.get_submodule(name).training)
     theirs = type(made) in OURS
     if theirs:

@@ -56,7 +56,7 @@ def _before(name: str, uses: list[Use], flow: Flow, model: nn.Module) -> Pair | 
     others = dict.fromkeys(_name(read) for use in flow.uses[into] for read in use.y.reads if _name(read) != name)
     if others or any(use.y.kept for use in flow.uses[into]):
         return f"the output of {into} also goes to {_listed(others) if others else 'whoever keeps it'}"
-    if not all(maker and maker.axis_out in use.axes for maker, use in zip(makers, uses, strict=True)):
+    if not all(maker and maker.axis_out in use.axes - use.x.padded for maker, use in zip(makers, uses, strict=True)):
         return f"{into} puts its features on another axis"
     return _refusal(into, flow, model) or Pair(name, (into,), True)
 
@@ -68,7 +68,7 @@ def _after(name: str, uses: list[Use], affine: Affine, flow: Flow, model: nn.Mod
         return f"its output goes to {_listed(others) if others else 'whoever keeps it'}"
     into = tuple(dict.fromkeys(_name(read) for read in reads))
     for read in reads:
-        if read.axis_in not in (read.x.made or read).axes:
+        if read.axis_in not in (read.x.made or read).axes - read.x.padded:
             return f"{_name(read)} takes its features from another axis"
     for one in into:
         why = _refusal(one, flow, model)

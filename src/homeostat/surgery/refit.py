@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from homeostat.nn.adopt import OURS, adopt, release
 from homeostat.nn.identity import identity_on
+from homeostat.recognising.watching import put_back
+from homeostat.surgery.apart import Apart, normed
 from homeostat.surgery.calling import Forward, evaluating
 
 
@@ -24,16 +26,20 @@ def refit(
     """
     new: Any = new_model.get_submodule(name)
     now, then = (seen_by(model, name, data, forward) for model in (new_model, old_model))
-    wanted = [y for _, y in then]
-    if not all(len(args) == 1 for args, _ in now) or not all(isinstance(y, Tensor) for y in wanted):
+    if not all(len(args) == 1 for args, _ in now) or not all(isinstance(y, Tensor) for _, y in then):
         return math.nan, math.nan, "not refitted: it is given more than one tensor"
+    wanted, made = [y for _, y in then], [y for _, y in now]
+    if isinstance(new, Apart):
+        new, old = new.norm, old_model.get_submodule(name)
+        with evaluating(old, new):
+            wanted, made = [normed(old, args[0]) for args, _ in then], [new(args[0]) for args, _ in now]
     theirs = type(new) in OURS
     if theirs:
         adopt(new)
     try:
         targets = iter(wanted)
         after = identity_on(new, [args[0] for args, _ in now], lambda _: next(targets))
-        return _off([y for _, y in now], wanted), after, ""
+        return _off(made, wanted), after, ""
     except (TypeError, ValueError) as error:
         return math.nan, math.nan, f"not refitted: {str(error).rstrip('.')}"
     finally:
@@ -88,6 +94,6 @@ def hooked(*hooks: Any) -> Iterator[None]:
 
 
 def _run(model: nn.Module, data: Iterable[Any], forward: Forward) -> None:
-    with evaluating(model):
+    with put_back(model), evaluating(model):
         for batch in data:
             forward(model, batch)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from homeostat.nn.adopt import plain_class
 from homeostat.nn.states import check_module
 from homeostat.recognising import Found, Recognised, recognise
 from homeostat.sources import Source
-from homeostat.surgery.calling import Forward, call, compared, evaluating, listed, samples_in
+from homeostat.surgery.apart import Apart, name_of
+from homeostat.surgery.calling import Forward, call, check_changeable, compared, copied, listed, samples_in
 from homeostat.surgery.certificate import Certificate, Change
-from homeostat.surgery.refit import hooked, order_of, refit
-from homeostat.surgery.swaps import Swap, cannot_move, names_of, put, ties_of, undo
+from homeostat.surgery.refit import order_of, refit
+from homeostat.surgery.standing import standing, tried
+from homeostat.surgery.swaps import Swap, cannot_move, fusing, names_of, ties_of, undo
 from homeostat.surgery.targets import Impossible, Target, make, same_statistic
 
 M = TypeVar("M", bound=nn.Module)
@@ -80,6 +81,7 @@ def replace(
     `certificate.undo(new)` puts everything back.
     """
     check_module(model, "replace")
+    check_changeable(model, "replace")
     _check(what)
     data = listed(keep_function_on)
     found = recognise(model, data, forward)
@@ -88,17 +90,16 @@ def replace(
     if not wanted and (lazy := [why for why in left.values() if "not seen an input" in why]):
         raise ValueError(f"replace: {lazy[0]}: run the model once.")
     if not wanted and not left:
-        raise ValueError(
-            f"replace: {_listed(what)} is none of the norms of this model: {_listed(found) or 'it has none'}."
-        )
+        has = _listed(found) or "it has none"
+        more = "".join(f"; {name or 'the model itself'}: {why}" for name, why in found.left)
+        raise ValueError(f"replace: {_listed(what)} is none of the norms of this model: {has}{more}.")
     if inplace and "" in wanted:
         raise ValueError("replace: the model is itself the norm, so it cannot be replaced in place.")
     new: Any
-    old, new = (copy.deepcopy(model), model) if inplace else (model, copy.deepcopy(model))
+    old, new = (copied(model), model) if inplace else (model, copied(model))
     swaps = _made(old, new, found, wanted, left, data, forward)
     try:
-        for swap in swaps:
-            new = put(new, swap.names, swap.old, swap.new)
+        new, swaps = standing(new, swaps, left, data, forward)
         changed, outputs = _fitted(old, new, found, swaps, data, forward)
     except BaseException:
         undo(new, tuple(swaps), inplace=True)
@@ -129,8 +130,9 @@ def _made(
         except Impossible as why:
             left[name] = str(why)
             continue
-        swaps.append(Swap(names_of(new, module), module, made, ties))
-    wrong = _tried(old, {swap.names[0]: swap.new for swap in swaps}, data, forward)
+        names = names_of(new, module)
+        swaps.append(Swap(names, module, made, ties, fusing(new, names)))
+    wrong = tried(old, {swap.names[0]: swap.new for swap in swaps}, data, forward)
     left.update(wrong)
     return [swap for swap in swaps if swap.names[0] not in wrong]
 
@@ -143,30 +145,6 @@ def _tie(old: nn.Module, new: nn.Module, ties: tuple[tuple[str, str], ...]) -> N
         if mine is None or mine.shape != p.shape:
             raise Impossible(f"its {name} is tied to {other}, and the new norm has none of that shape")
         new._parameters[name] = p
-
-
-def _tried(old: nn.Module, made: dict[str, nn.Module], data: list[Any], forward: Forward) -> dict[str, str]:
-    """Those that cannot be called as the old ones are, on a first batch, and why."""
-    wrong: dict[str, str] = {}
-
-    def attempt(name: str) -> Callable[..., None]:
-        def hook(_layer: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
-            given = [value.clone() if isinstance(value, Tensor) else value for value in args]
-            try:
-                shape = getattr(copy.deepcopy(made[name]).eval()(*given, **kwargs), "shape", None)
-            except Exception as error:
-                wrong[name] = f"{type(made[name]).__name__} cannot be called as it is: {str(error).splitlines()[0]}"
-                return
-            if shape != getattr(y, "shape", None):
-                wrong[name] = f"{type(made[name]).__name__} gives {shape}, not {getattr(y, 'shape', None)}"
-
-        return hook
-
-    hooks = [old.get_submodule(name).register_forward_hook(attempt(name), with_kwargs=True) for name in made]
-    with hooked(*hooks), evaluating(old):
-        for batch in data[:1]:
-            forward(old, batch)
-    return wrong
 
 
 def _fitted(
@@ -182,20 +160,22 @@ def _fitted(
         swap = by_name[name]
         if swap.ties:
             fits[name] = math.nan, math.nan, f"not refitted: its {swap.ties[0][0]} is tied to {swap.ties[0][1]}"
-        elif same_statistic(found[name], swap.new) or _is_source(swap):
+        elif _is_source(swap):
+            fits[name] = math.nan, math.nan, "not refitted: its parameters are the very same"
+        elif same_statistic(found[name], *((swap.new.norm, True) if isinstance(swap.new, Apart) else (swap.new,))):
             fits[name] = math.nan, math.nan, ""
         else:
             fits[name] = refit(old, new, name, data, forward)
     drift, moved = compared(old, new, data, forward, order)
     changed = [
-        Replaced(name, found[name].kind, type(swap.new).__name__, moved.get(name, math.nan), *fits[name])
+        Replaced(name, found[name].kind, name_of(swap.new), moved.get(name, math.nan), *fits[name])
         for name, swap in by_name.items()
     ]
     return tuple(changed), (carried, drift)
 
 
 def _is_source(swap: Swap) -> bool:
-    """Was only its source exchanged? Then its parameters are the very same."""
+    """Was only its source exchanged?"""
     return any(p is q for p in swap.old.parameters() for q in swap.new.parameters())
 
 
@@ -215,6 +195,8 @@ def _check(what: Any) -> None:
     for key, target in what.items():
         if not (isinstance(key, str) or callable(key)):
             raise TypeError(f"{key!r} is no name, with * and ?, of classes or layers, and no function of a module.")
+        if isinstance(target, type) and issubclass(target, Source):
+            raise TypeError(f"{key!r} shall become {target.__name__}, a kind of source: write {target.__name__}(...).")
         if isinstance(target, nn.Module) or not (isinstance(target, Source) or callable(target)):
             raise TypeError(
                 f"{key!r} shall become {target!r}, which is no class, factory or source; one module cannot take many "

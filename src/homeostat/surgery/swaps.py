@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,11 +9,15 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from homeostat.surgery.calling import copied
+
 M = TypeVar("M", bound=nn.Module)
 HOOKS = (
     "_forward_hooks _forward_hooks_with_kwargs _forward_hooks_always_called _forward_pre_hooks "
-    "_forward_pre_hooks_with_kwargs _backward_hooks _backward_pre_hooks"
+    "_forward_pre_hooks_with_kwargs _backward_hooks _backward_pre_hooks _is_full_backward_hook"
 ).split()
+FUSING = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+Fusing = tuple[tuple[str, str, Any], ...]  # where, its switch, and how that stood
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Swap:
     old: nn.Module
     new: nn.Module
     ties: tuple[tuple[str, str], ...]  # its parameter, the same one elsewhere in the model
+    fusing: Fusing = ()
 
 
 def names_of(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
@@ -53,6 +57,25 @@ def cannot_move(module: nn.Module) -> str:
         if type(hook).__module__.startswith("torch.nn.utils"):
             return f"a hook makes its parameters ({type(hook).__name__}): remove it first"
     return ""
+
+
+def fusing(model: nn.Module, names: Iterable[str]) -> Fusing:
+    """What around these modules computes by itself, from their weights, what they do: torch's fast paths."""
+    inner = [name for name in names if name]
+    return tuple(
+        (at, word, getattr(module, word))
+        for at, module in model.named_modules()
+        for kind, word in FUSING.items()
+        if isinstance(module, kind)
+        and hasattr(module, word)
+        and any(not at or name.startswith(f"{at}.") for name in inner)
+    )
+
+
+def switch(model: nn.Module, fusing: Fusing, on: bool) -> None:
+    """Off, so that what stands inside is called; or as it was."""
+    for at, word, value in fusing:
+        setattr(model.get_submodule(at), word, value if on else type(value)())
 
 
 def put(model: nn.Module, names: Iterable[str], old: nn.Module, new: nn.Module, hooks: bool = True) -> nn.Module:
@@ -98,7 +121,7 @@ def undo(model: M, swaps: tuple[Swap, ...], inplace: bool = False) -> M:
             )
     olds = [swap.old for swap in swaps]
     if not inplace:
-        model, olds = copy.deepcopy((model, olds))
+        model, olds = copied((model, olds))
     found: Any = model
     for swap, old in zip(swaps, olds, strict=True):
         now = _at(found, swap.names[0])
@@ -108,6 +131,7 @@ def undo(model: M, swaps: tuple[Swap, ...], inplace: bool = False) -> M:
             if tied is not None:
                 old.get_submodule(parent)._parameters[last] = tied
         found = put(found, swap.names, now, old)
+        switch(found, swap.fusing, on=True)
     return found  # type: ignore[no-any-return]
 
 

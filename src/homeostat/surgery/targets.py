@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from homeostat.nn.adopt import OURS, plain_class
 from homeostat.nn.preset import BY_GAIN, BY_SOURCE, Preset
@@ -17,10 +18,14 @@ from homeostat.noise import groups_for
 from homeostat.norm import Norm
 from homeostat.recognising import Found, by_class
 from homeostat.sources import Source
+from homeostat.surgery.apart import Apart, norm_in
 
 Target = type[nn.Module] | Callable[[nn.Module], nn.Module] | Source
 SECOND = ("num_features", "num_channels", "channels", "in_channels", "c")  # parameters that count the second axis
 LAST = ("normalized_shape", "hidden_size", "dim", "d")  # and the last
+
+
+FACTORY = "give a factory, lambda old: ..., which makes all of it"
 
 
 class Impossible(Exception):
@@ -36,18 +41,19 @@ def make(found: Found, old: nn.Module, target: Target, gain: bool) -> nn.Module:
         new: nn.Module = factory(old)
         if not isinstance(new, nn.Module) or new is old:
             raise TypeError(f"a factory takes the old module and gives a new one; this gave {new!r}.")
-    elif found.fused:
-        raise Impossible(f"more than a norm is fused into it, which {target.__name__} would lose: give a factory")
+    elif found.fused and norm_in(old) is None:
+        raise Impossible(f"more than a norm is fused into it, which {target.__name__} would lose: {FACTORY}")
     else:
         new = _of_class(found, old, target, gain)
-    _carry(found, old, new)
-    return new
+    apart = found.fused and isinstance(target, type)
+    _carry(found, old, new, apart)
+    return Apart(new, old) if apart else new
 
 
-def same_statistic(found: Found, new: nn.Module) -> bool:
+def same_statistic(found: Found, new: nn.Module, apart: bool = False) -> bool:
     """Does the new one normalize by the same numbers, so that nothing changes?"""
     other = by_class("", new)
-    if other is None or found.by != "class":
+    if other is None or other.fused or not (apart or (found.by == "class" and not found.fused)):
         return False
     return (other.frame, other.center, other.source, other.eps) == (found.frame, found.center, found.source, found.eps)
 
@@ -72,6 +78,8 @@ def _built(cls: Any, values: dict[str, Any]) -> nn.Module:
         made: nn.Module = cls(**{name: value for name, value in values.items() if name in taken or name in kind})
     except (TypeError, ValueError) as error:
         raise Impossible(f"{cls.__name__}: {error}") from error
+    if any(is_lazy(t) for t in (*made.parameters(), *made.buffers())):
+        raise Impossible(f"{cls.__name__} has not seen an input yet: give the class that it becomes")
     return made.to(**{name: values[name] for name in ("device", "dtype") if name in values})
 
 
@@ -114,10 +122,10 @@ def _features(found: Found) -> tuple[bool | None, int]:
     return last, math.prod(size for size in sizes if size is not None)
 
 
-def _carry(found: Found, old: Any, new: Any) -> None:
+def _carry(found: Found, old: Any, new: Any, apart: bool) -> None:
     """Gain and memory, where there is the same in both."""
     names = ["weight", "bias"]
-    if same_statistic(found, new):
+    if same_statistic(found, new, apart):
         names += ["running_mean", "running_var", "num_batches_tracked"]
     with torch.no_grad():
         for name in names:
