@@ -19,10 +19,8 @@ def main(times: int = 11) -> None:
     runs = [
         subprocess.run([sys.executable, "-c", TIMED], capture_output=True, text=True, check=True) for _ in range(times)
     ]
-    numpy, homeostat = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
-    print(
-        f"import numpy {statistics.median(numpy) * 1e3:.0f} ms, then homeostat {statistics.median(homeostat) * 1e3:.0f} ms"
-    )
+    parts = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
+    print("import numpy {:.0f} ms, then homeostat {:.0f} ms".format(*(statistics.median(part) * 1e3 for part in parts)))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,13 @@ def sent(ranks: int, width: int) -> int:
 
 
 def on_paper(ranks: int, width: int) -> float:
-    """Seconds of one exchange: ranks - 1 rounds, one message each (two where the layer is wide)."""
-    messages = 1 + (2 + 2 * width > FIRST - HEAD)
-    return (ranks - 1) * messages * LATENCY + sent(ranks, width) / BANDWIDTH
+    """Seconds of one exchange."""
+    return rounds(ranks, width) * LATENCY + sent(ranks, width) / BANDWIDTH
+
+
+def rounds(ranks: int, width: int) -> int:
+    """Messages that wait for one another: ranks - 1, or twice as many where the layer is wide."""
+    return (ranks - 1) * (1 + (2 + 2 * width > FIRST - HEAD))
 
 
 def timed(f: Callable[[], object], seconds: float = 0.6) -> float:
@@ -72,10 +76,9 @@ def measured() -> None:
         found = values(together(ranks, steps, seconds=300))[0]
         for width, (alone, shared) in found.items():
             more = (shared - alone) * 1e6
-            rows.append(
-                f"{ranks} | {width} | {2 * sent(ranks, width)} | {alone * 1e6:.0f} | {shared * 1e6:.0f} | {more:.0f}"
-            )
-    table("ranks | width | bytes sent a step | alone, µs | synced, µs | more, µs", rows)
+            times = " | ".join(f"{t:.0f}" for t in (alone * 1e6, shared * 1e6, more, more / (2 * rounds(ranks, width))))
+            rows.append(f"{ranks} | {width} | {2 * sent(ranks, width)} | {times}")
+    table("ranks | width | bytes sent a step | alone, µs | synced, µs | more, µs | a message, µs", rows)
     rows = []
     for ranks in PAPER:
         for width in (64, 512, 2048):

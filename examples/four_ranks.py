@@ -109,8 +109,9 @@ def train(rank: int, port: int) -> None:
         dist.all_reduce(loss)
         if rank == 0:
             ms = statistics.median(taken) * 1e3
-            print(f"{name:14} {off:11.4f} {drift:7.3f} {float(loss) / RANKS:7.4f} {sent:8.0f} {ms:6.1f}")
-    dist.destroy_process_group()
+            print(f"{name:14} {off:11.4f} {drift:7.3f} {float(loss) / RANKS:7.4f} {sent:8.0f} {ms:6.1f}", flush=True)
+    dist.barrier()
+    os._exit(0)  # torch 2.13 takes a gloo group down with the GIL in hand, and may wait for a worker that waits for it
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 from on_ranks import SAMPLES, SHARDS, near, shard
@@ -24,8 +25,15 @@ LAYERS = {
     "eps=auto": lambda s: hs.Norm("n c h w -> c", s(hs.Running()), hs.Learned("c"), eps="auto", c=6),
     "a gain per value": lambda s: hs.Norm("n (f k) h w -> f", s(hs.Running()), hs.Learned("(f k)"), f=3, k=2),
     "more than one message": lambda s: hs.Norm("n c h w -> c h w", s(hs.Running()), c=6, h=9, w=11),
+    "EvoNormB0": lambda s: evonorm(s(hs.Running(0.3))),
     "frozen": lambda s: hs.nn.BatchNorm2d(6, source=hs.Frozen(s(hs.Running()))),
 }
+
+
+def evonorm(source):
+    layer = hs.nn.EvoNormB0(6)
+    layer.source = source
+    return layer
 
 
 def everything(layer, x, dy, second):
@@ -47,7 +55,7 @@ def everything(layer, x, dy, second):
 
 
 def one_layer(rank, groups, name, dtype, second):
-    sizes = SHARDS[4]["empty" if name in ("eps=auto", "Running", "Shrunk") else "uneven"]
+    sizes = SHARDS[4]["uneven" if second and name != "Running" else "empty"]
     generator = torch.Generator().manual_seed(1)
     shape = (SAMPLES, 6, 9, 11) if name.startswith("more") else (SAMPLES, 6, 5, 3)
     x, dy = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -125,11 +133,34 @@ def not_finite(rank, groups):
         near(layer.running_var[c], pooled.var(), f"var {c}")
     fine = [0, 3, 4, 5] if rank == 2 else slice(None)
     assert torch.isfinite(y[:, fine]).all()
-    assert torch.isfinite(mine.grad[:, fine]).all()
+    near(mine.grad[:, fine], without(x, dy, layer.eps)[rank][:, fine], "dx")
     before = layer.running_mean.clone()
     layer(torch.full((2, 6, 2, 1), torch.nan, dtype=torch.float64))  # everywhere: nobody remembers it
     assert torch.equal(before, layer.running_mean)
     assert (int(layer.num_batches_skipped), int(layer.num_batches_tracked)) == (1, 1)
+
+
+def without(x, dy, eps):
+    """dx of what is normalized by the ranks that are finite, channel by channel, where the others do not count."""
+    x = x.clone().requires_grad_()
+    loss = 0.0
+    for c in range(6):
+        pooled = x[[r for r in range(4) if torch.isfinite(x[r, :, c]).all()], :, c]
+        xhat = (pooled - pooled.mean()) / (pooled.var(correction=0) + eps).sqrt()
+        loss = loss + (xhat * dy[[r for r in range(4) if torch.isfinite(x[r, :, c]).all()], :, c]).sum()
+    return torch.autograd.grad(loss, x)[0]
+
+
+def nobody_measured(rank, groups):
+    """Where a mask leaves nobody on any rank, memory does what it does on one; rank 1 has no samples at all."""
+    for inner in (hs.Running(), hs.Domain(2)):
+        layer = hs.Norm("n c h w -> c", hs.Synced(inner), c=3)
+        other, n = hs.unsync(copy.deepcopy(layer)), 0 if rank == 1 else 2
+        for one, k in ((layer, n), (other, 2)):
+            domain = {"domain": torch.arange(2)[:k]} if isinstance(inner, hs.Domain) else {}
+            one(torch.randn(k, 3, 4, 4), where=torch.zeros(k, 1, 4, 4), **domain)
+        for key, value in other.state_dict().items():
+            assert torch.equal(layer.state_dict()[key], value), (inner, key)
 
 
 def messages(rank, groups):
@@ -161,6 +192,17 @@ def checkpointed(rank, groups):
         assert torch.equal(*grads)
         for a, b in zip(*(layer.state_dict().values() for layer in layers), strict=True):
             assert torch.equal(a, b)
+
+
+def torch_func_refused(rank, groups):
+    """An exchange is no function that torch.func could look through, and says so before anybody waits."""
+    layer = hs.nn.BatchNorm1d(3, source=hs.Synced(hs.Batch()))
+    with pytest.raises(RuntimeError, match="do not pass through an exchange"):
+        torch.func.grad(lambda x: layer(x).sum())(torch.randn(4, 3))
+    with pytest.raises(RuntimeError, match="do not pass through an exchange"):
+        torch.func.jvp(layer, (torch.randn(4, 3),), (torch.randn(4, 3),))
+    with pytest.raises(ValueError, match='no process group here is named "gone"'):
+        hs.nn.BatchNorm1d(3, source=hs.Synced(group="gone"))(torch.randn(4, 3))
 
 
 def a_single_value(rank, groups):

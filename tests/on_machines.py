@@ -2,12 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from on_ranks import near
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 import homeostat as hs
 
@@ -33,7 +35,8 @@ def trained(model, optimizer, steps, part=slice(None), scale=1.0, ddp=None, redu
 
 
 def mine(rank, samples=8):
-    return slice(rank * samples // 4, (rank + 1) * samples // 4)
+    n = dist.get_world_size()
+    return slice(rank * samples // n, (rank + 1) * samples // n)
 
 
 def whole(steps=3):
@@ -65,23 +68,27 @@ def sharded(rank, groups):
 
 
 def compiled(rank, groups):
-    """One graph, without a break, gives what eager gives: y, gradients and memory."""
+    """One graph, without a break, gives what eager gives: y, gradients and memory; checkpointed too."""
     if rank > 1:
         return
     eager = hs.sync(nn.Sequential(hs.nn.BatchNorm1d(5, source=hs.Renorm(0.3)), nn.Tanh()), groups[2]).double()
     graph = copy.deepcopy(eager)
+    other = copy.deepcopy(eager)
     fast = torch.compile(graph, fullgraph=True, backend="aot_eager")
+    again = torch.compile(lambda x: checkpoint(other, x, use_reentrant=False), fullgraph=True, backend="aot_eager")
     for step in range(2):
         found = []
-        for model in (eager, fast):
+        for model in (eager, fast, again):
             x = data(step)[mine(rank)].requires_grad_()
             y = model(x)
             (y * data(9)[mine(rank)]).sum().backward()
             found.append((y.detach(), x.grad))
-        for got, want in zip(*found, strict=True):
-            near(got, want)
+        for want, *rest in zip(*found, strict=True):
+            for got in rest:
+                near(got, want)
     for key, value in eager.state_dict().items():
         near(graph.state_dict()[key], value, key)
+        near(other.state_dict()[key], value, key)
 
 
 def pooled(rank, groups):
@@ -111,12 +118,25 @@ def pooled(rank, groups):
         assert hs.drift(layer)[0] == before  # outside everybody has their own again
 
 
+def pooled_of_some(rank, groups):
+    """Memory that is not finite has no share, and ranks whose models differ raise."""
+    layer = nn.BatchNorm1d(5, momentum=1.0).double()
+    layer(data(rank) * (torch.nan if rank == 2 else 1.0))
+    hs.pool(layer)
+    fine = torch.stack([data(r) for r in (0, 1, 3)])
+    near(layer.running_mean, fine.mean((0, 1)), "mean")
+    near(layer.running_var, fine.var(1).mean(0) + fine.mean(1).var(0, correction=0), "var")
+    with pytest.raises(hs.RankError, match='rank 1: statistics of layers "b" to "b"'):
+        hs.pool(nn.ModuleDict({"ab"[rank == 1]: nn.BatchNorm1d(5)}))
+
+
 def in_order(model):
     """Gradients of all ranks, added in their order: DDP adds them in another one after its first step."""
     for p in model.parameters():
-        every = p.grad.new_empty(4 * p.numel())
+        n = dist.get_world_size()
+        every = p.grad.new_empty(n * p.numel())
         dist.all_gather_single(every, p.grad.reshape(-1))
-        p.grad.copy_(every.view(4, *p.shape).sum(0))
+        p.grad.copy_(every.view(n, *p.shape).sum(0))
 
 
 def saved(rank, path):
@@ -128,7 +148,7 @@ def saved(rank, path):
 
 
 def resumed(rank, path):
-    """The last two steps, by other processes, from the checkpoint."""
+    """The last two steps, by other processes, more or fewer, from the checkpoint."""
     model, optimizer = start()
     found = state(model, optimizer)
     dcp.load(found, checkpoint_id=path)

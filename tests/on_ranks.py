@@ -16,7 +16,7 @@ SHARDS = {
     3: {"even": (4, 4, 4), "uneven": (7, 3, 2), "empty": (0, 9, 3)},
     4: {"even": (3, 3, 3, 3), "uneven": (5, 1, 4, 2), "empty": (0, 7, 0, 5)},
 }
-TIGHT = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2.0**-6}
+TIGHT = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2.0**-8, torch.bfloat16: 2.0**-6}
 
 
 def shard(sizes, rank):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import homeostat as hs
 
@@ -65,6 +66,35 @@ def test_a_loop_that_ends_early_remembers_nothing():
     assert layer.source == hs.Running(0.1)
 
 
+def test_a_layer_that_is_called_twice_takes_two_steps():
+    one = hs.nn.BatchNorm2d(3).double()
+    other = copy.deepcopy(one)
+    one(X)
+    one(X + 1)
+    for part in hs.accumulate(other, X.split((7, 1, 4))):
+        other(part)
+        other(part + 1)
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-12, atol=1e-12, msg=key)
+
+
+def test_ghost_batches_are_averaged_over_parts_with_their_unbiased_variances():
+    one = hs.nn.BatchNorm2d(3, source=hs.Ghost(2, hs.Running(1.0))).double()
+    for part in hs.accumulate(one, X.split((4, 2, 6))):
+        one(part)
+    ghosts = [X[i : i + 2].transpose(0, 1).flatten(1).var(1) for i in range(0, 12, 2)]
+    parts = [torch.stack(ghosts[i:j]).mean(0) for i, j in ((0, 2), (2, 3), (3, 6))]
+    torch.testing.assert_close(one.running_var, torch.stack(parts).mean(0))
+
+
+def test_layers_that_nobody_can_hold_are_named():
+    net = nn.Sequential(nn.BatchNorm2d(3), hs.nn.PowerNorm(3)).double()
+    with pytest.warns(UserWarning, match=r"leaves 2 alone: 0 \(BatchNorm2d\): torch's, hs.adopt makes it ours; 1"):
+        list(hs.accumulate(net, X.split(4)))
+    with pytest.raises(TypeError, match=r"does not know what these share between samples: 0 \(BatchNorm2d\): torch's"):
+        hs.as_one(net, X.split(4), lambda net, part: net(part).sum())
+
+
 def test_a_part_that_is_not_finite_is_left_out():
     layer, bad = hs.nn.BatchNorm2d(3, momentum=1.0).double(), X.clone()
     bad[5] = torch.nan
@@ -81,7 +111,7 @@ def loss(net, part):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("source", [hs.Running(0.3), hs.Renorm(0.3), hs.Shrunk(4)], ids=str)
+@pytest.mark.parametrize("source", [hs.Running(0.3), hs.Renorm(0.3), hs.Shrunk(4), hs.Virtual()], ids=str)
 def test_as_one_gives_the_gradient_and_the_memory_of_one_batch(source, split):
     one = model(source)
     one[3].p = 0.0  # its chances are drawn part by part, and so are others than those of one batch
@@ -125,6 +155,20 @@ def test_as_one_draws_the_same_chances_in_every_pass():
         torch.manual_seed(3)
         losses.append(hs.as_one(moved, torch.arange(12).split(4), loss))
     torch.testing.assert_close((losses[1] - losses[0]) / 2e-6, gradients[0][0, 0, 0, 0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [hs.Ghost(4), hs.Mixed(), hs.Blended()], ids=str)
+def test_as_one_refuses_what_it_cannot_join(source):
+    with pytest.raises(TypeError, match=r"5 \(BatchNorm2d\): it measures"):
+        hs.as_one(model(source), torch.arange(12).split(4), loss)
+
+
+def test_as_one_refuses_checkpointing_and_no_parts():
+    net = model(hs.Running())
+    with pytest.raises(RuntimeError, match="as_one does not take a model that checkpoints"):
+        hs.as_one(net, X.split(4), lambda net, part: checkpoint(net, part, use_reentrant=False).square().sum())
+    with pytest.raises(ValueError, match="there are no parts"):
+        hs.as_one(net, [], loss)
 
 
 def test_as_one_refuses_parts_that_call_other_layers():

@@ -19,7 +19,11 @@ CHECKS = [
         for name in on_layers.LAYERS
         for dtype, second in KINDS
     ),
-    *((f"{name}, bfloat16", on_layers.one_layer, name, torch.bfloat16, False) for name in ("Batch", "channels last")),
+    *(
+        (f"{name}, {dtype}", on_layers.one_layer, name, dtype, False)
+        for dtype in (torch.bfloat16, torch.float16)
+        for name in ("Batch", "channels last", "eps=auto", "a gain per value")
+    ),
     *(
         (check.__name__, check)
         for check in (
@@ -29,9 +33,11 @@ CHECKS = [
             on_layers.not_finite,
             on_layers.messages,
             on_layers.checkpointed,
+            on_layers.torch_func_refused,
             on_layers.a_single_value,
             on_layers.evaluation_is_alone,
             on_layers.nobody_anywhere,
+            on_layers.nobody_measured,
         )
     ),
 ]

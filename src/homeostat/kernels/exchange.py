@@ -97,7 +97,7 @@ def _compare(heads: Tensor) -> None:
     places = "; ".join(f"rank {r}: {text}" for r, text in enumerate(texts))
     raise RankError(
         f"ranks are at different places ({places}). Each must call the same layers equally often, on tensors that all "
-        f"need a gradient or all do not."
+        f"need a gradient or all do not, with a mask on all ranks or on none."
     )
 
 
@@ -138,7 +138,10 @@ def size_of(group: str) -> int:
 
 def found(group: str) -> Any:
     """The group of this name; without a name everybody."""
-    return _resolve_process_group(group) if group else dist.group.WORLD  # type: ignore[arg-type]
+    try:
+        return _resolve_process_group(group) if group else dist.group.WORLD  # type: ignore[arg-type]
+    except RuntimeError:
+        raise ValueError(f'no process group here is named "{group}"; give Synced(group=...) one of this run.') from None
 
 
 @torch.library.custom_op("homeostat::exchange", mutates_args=())
@@ -149,3 +152,7 @@ def _exchange_op(parts: Tensor, group: str, size: int, said: str) -> Tensor:
 @_exchange_op.register_fake
 def _(parts: Tensor, group: str, size: int, said: str) -> Tensor:
     return parts.new_empty((size, parts.shape[0]))
+
+
+# A graph keeps it: an empty rank looks at nothing that arrives, and the others wait for what it sends.
+torch.fx.node.has_side_effect(torch.ops.homeostat.exchange.default)

@@ -31,17 +31,14 @@ class Ranks:
 
     def join(self, seen: Seen, g: Groups, samples: int, dtype: torch.dtype) -> Seen:
         """What all of them saw; the gradient flows to every rank."""
-        m = seen.moments(g)
-        mean = 0.0 * m.m2 if isinstance(seen.hi, float) else m.mean
-        said = self.at("forward", mean.shape, torch.is_grad_enabled() and m.m2.requires_grad)
-        parts = packed(m.count, mean, m.m2, samples)
-        n, mean, m2, total = Gathered.apply(parts.detach(), mean, m.m2, self, said)  # type: ignore[no-untyped-call]
-        n, m2 = g.inner(n), g.inner(m2)
-        if isinstance(seen.hi, float):
-            return Seen(n, 0.0, 0.0, m2, total)
-        mean = g.inner(mean)
-        hi = mean.detach().to(dtype).to(mean.dtype)
-        return Seen(n, hi, mean - hi, m2, total)
+        return joined(self, seen, g, samples, dtype)
+
+    def added(self, m: Moments, samples: int) -> tuple[Moments, Any]:
+        """The moments of all, and their samples."""
+        said = self.at("forward", m.mean.shape, torch.is_grad_enabled() and m.m2.requires_grad)
+        parts = packed(m.count, m.mean, m.m2, samples)
+        *found, total = Gathered.apply(parts.detach(), m.mean, m.m2, self, said)  # type: ignore[no-untyped-call]
+        return Moments(*found), total
 
     def largest(self, e: Tensor) -> Tensor:
         """The largest exponent of each group, of those that are numbers."""
@@ -59,9 +56,20 @@ class Ranks:
         return exchange(parts, self.group, self.size, said)
 
     def total(self, sums: Tensor, said: str) -> Tensor:
-        """The sum over ranks of what is finite."""
+        """[2, ...], the sum over ranks: a pair counts where both are finite."""
         found: Tensor = Total.apply(sums, self, said)  # type: ignore[no-untyped-call]
         return found
+
+
+def joined(others: Any, seen: Seen, g: Groups, samples: int, dtype: torch.dtype) -> Seen:
+    """`seen`, with all that was `added` to it."""
+    m, total = others.added(seen.moments(g), samples)
+    n, m2 = g.inner(m.count), g.inner(m.m2)
+    if isinstance(seen.hi, float):
+        return Seen(n, 0.0, 0.0, m2, total)
+    mean = g.inner(m.mean)
+    hi = mean.detach().to(dtype).to(mean.dtype)
+    return Seen(n, hi, mean - hi, m2, total)
 
 
 def packed(count: Any, mean: Tensor, m2: Tensor, samples: int) -> Tensor:
@@ -84,7 +92,7 @@ def merged(every: Tensor, groups: tuple[int, ...]) -> tuple[Moments, Tensor]:
     # where all that was measured is not finite, no number stands for it: memory refuses it, as on one rank
     mean = torch.where((count == 0) & (~fine & (n > 0)).any(0), torch.nan, mean)
     shaped = (part.reshape(groups) for part in (count, mean, m.m2[0]))
-    return Moments(*shaped), every[:, 0].sum().clamp_min(1)
+    return Moments(*shaped), every[:, 0].sum()
 
 
 class Gathered(torch.autograd.Function):
@@ -122,8 +130,9 @@ class Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, ranks: Ranks, said: str) -> Tensor:
         ctx.ranks, ctx.said = ranks, said
-        every = ranks.exchange(sums.detach().double().reshape(-1), said)
-        return torch.where(torch.isfinite(every), every, 0.0).sum(0).reshape(sums.shape).to(sums.dtype)
+        every = ranks.exchange(sums.detach().double().reshape(-1), said).reshape(ranks.size, *sums.shape)
+        fine = torch.isfinite(every).all(1, keepdim=True)
+        return torch.where(fine, every, 0.0).sum(0).to(sums.dtype)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:

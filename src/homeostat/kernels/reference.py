@@ -74,7 +74,7 @@ def normalize(
         hi, lo, r = seen.hi, seen.lo, scale(b, seen, eps)
     if isinstance(job.trust, Rule) and seen is not None:
         hi, z = seen.hi, b.reshape(b.cast(x, b.work_dtype(x)), job.plan.shape)  # eps="auto" had scaled them
-        samples = max(int(x.shape[0]), 1) if seen.samples is None else seen.samples
+        samples = int(x.shape[0]) if seen.samples is None else seen.samples
         lo, r = ruled(b, g, job.trust, seen, eps, samples)
     if isinstance(job.trust, Pulled) and seen is not None:
         pull = pulled(b, g, job.trust, seen, eps)
@@ -171,7 +171,7 @@ def _each(b: Numpy, m: Moments, plan: Plan, samples: int) -> Array | float:
             n = n * plan.groups[i]
     elif parts:
         n = b.sum(n, parts)
-    return (n + (n == 0)) / samples
+    return (n + (n == 0)) / (samples + (samples == 0))
 
 
 def _within(b: Numpy, x: Array, least: float, most: float) -> Array:

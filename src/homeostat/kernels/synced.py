@@ -32,20 +32,29 @@ def normalize(
     """y, and the moments of all ranks."""
     if _is_one_node(x, job):
         said = job.ranks.at("forward", job.plan.groups, x.requires_grad and torch.is_grad_enabled())
-        y, *parts = Synced.apply(x, weight, bias, where, job, said)  # type: ignore[no-untyped-call]
+        y, samples, *parts = Synced.apply(x, weight, bias, where, job, said)  # type: ignore[no-untyped-call]
         m = Moments(*parts)
     else:
+        _check_differentiable()
         y, seen, g = reference.normalize(_B, x, weight, bias, where, job)
         assert seen is not None
-        m = seen.moments(g)
-    if not x.is_cpu or torch.compiler.is_compiling():
-        return y, m
+        m, samples = seen.moments(g), seen.samples
+    if not x.is_cpu or torch.compiler.is_compiling():  # nobody waits: memory refuses a batch that is empty on all ranks
+        return y, Moments(m.count, torch.where(torch.as_tensor(samples) == 0, torch.nan, m.mean), m.m2)
     if where is None and not job.codes and job.center and (m.count == 1).any() and not isinstance(job.trust, Rule):
         raise ValueError(
             f"{job.ranks.layer}: all ranks together have a single value per group, which minus its own mean is 0; "
             f"use a larger batch, or model.eval()."
         )
-    return y, m if m.count.any() else Moments(0.0, m.mean, m.m2)
+    return y, m if samples > 0 else Moments(0.0, m.mean, m.m2)
+
+
+def _check_differentiable() -> None:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "torch.func and forward AD do not pass through an exchange between processes; differentiate by backward(), "
+            "or let every process measure by itself, homeostat.unsync(model)."
+        )
 
 
 def _is_one_node(x: Tensor, job: Job) -> bool:
@@ -59,7 +68,7 @@ def _is_one_node(x: Tensor, job: Job) -> bool:
 
 
 class Synced(torch.autograd.Function):
-    """y; count, mean and M2 of all ranks."""
+    """y; samples, count, mean and M2 of all ranks."""
 
     @staticmethod
     def forward(
@@ -67,17 +76,18 @@ class Synced(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         hand = _hand(x, weight, bias, where, job)
         count, mean, m2 = hand.measure()
-        m, _samples = merged(job.ranks.exchange(packed(count, mean, m2, x.shape[0]), said), job.plan.groups)
+        m, samples = merged(job.ranks.exchange(packed(count, mean, m2, x.shape[0]), said), job.plan.groups)
         c, s, ratio, off = applied(m, job)
         y = hand.apply(c, s)
         ctx.job = job
-        ctx.save_for_backward(x, weight, bias, where, m.count, c, s, ratio, off)
-        ctx.mark_non_differentiable(m.count, m.mean, m.m2)
-        return y, m.count, m.mean, m.m2
+        counted = torch.isfinite(mean) & torch.isfinite(m2)
+        ctx.save_for_backward(x, weight, bias, where, m.count, c, s, ratio, off, counted)
+        ctx.mark_non_differentiable(samples, m.count, m.mean, m.m2)
+        return y, samples, m.count, m.mean, m.m2
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, bias, where, n, c, s, ratio, off = ctx.saved_tensors
+        x, weight, bias, where, n, c, s, ratio, off, counted = ctx.saved_tensors
         job, needed = ctx.job, ctx.needs_input_grad
         if torch.is_grad_enabled():
             return (*through_the_reference(dy, x, weight, bias, where, job, needed), None, None, None)
@@ -88,7 +98,8 @@ class Synced(torch.autograd.Function):
         # from z = xhat ratio + off back to xhat: dx = s (dy w - m / n (S + xhat Q / ratio)), Q of all ranks
         own = sums[1] - off * sums[0]
         said = job.ranks.at("backward", job.plan.groups)
-        total = job.ranks.total(torch.stack([sums[0], own]), said)
+        own = torch.where(counted, torch.stack([sums[0], own]), torch.nan)
+        total = torch.where(counted, job.ranks.total(own, said), 0.0)  # constants to who did not count
         some = n + (n == 0)
         rate = s * total[1] / (some * ratio * ratio)
         shift = s * total[0] / some - rate * off if job.center else -rate * off

@@ -6,17 +6,18 @@ import warnings
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from homeostat.frame import FrameError
-from homeostat.nn.adopt import OURS
+from homeostat.nn.adopt import OURS, like, plain_class
 from homeostat.nn.batch import FRAME, _Batch
 from homeostat.nn.preset import Preset
-from homeostat.nn.states import check_module
+from homeostat.nn.states import OWN, check_module
 from homeostat.norm import Norm
-from homeostat.sources import Frozen, Source, Synced
+from homeostat.sources import Batch, Frozen, Running, Source, Synced
 from homeostat.sources.synced import check_shared
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,28 +34,24 @@ class BatchNorm(_Batch, _BatchNorm):
 def sync(model: M, group: Any = None) -> M:
     """Statistics of all processes together, in place: torch's batch norms, its SyncBatchNorm, and every norm of ours.
 
-    `group` is a process group; without one it is everybody, or what a SyncBatchNorm had. Layers that keep every sample
+    `group` is a process group; without one it is what a layer had, or everybody. Layers that keep every sample
     apart (layer, group, instance norm) have nothing to share and stay. What could not be shared is named in a warning.
     """
     check_module(model, "sync")
     left = []
     for name, layer in model.named_modules():
-        own = group
-        if type(layer) is nn.SyncBatchNorm:
-            own = layer.__dict__.pop("process_group", None) if group is None else group
-            _become(layer, BatchNorm)
-        elif type(layer) in OURS and isinstance(layer, _BatchNorm):
-            _become(layer, OURS[type(layer)])
+        why, theirs = of_its_own(layer), _become(layer)
         ours: Any = layer
-        if not isinstance(layer, Norm | Preset) or not is_shared(layer):
+        if not why and (not isinstance(layer, Norm | Preset) or not is_shared(layer)):
             continue
         if any(is_lazy(t) for t in (*ours._buffers.values(), *ours._parameters.values()) if t is not None):
-            left.append(f"{name}: it has not seen an input yet")
-            continue
-        try:
-            ours.source = _synced(layer.source, own, name)
-        except TypeError as refusal:
-            left.append(f"{name}: {refusal}")
+            why = "it has not seen an input yet; run one forward first"
+        if not why:
+            try:
+                ours.source = _synced(ours.source, theirs if group is None else group, name)
+            except TypeError as refusal:
+                why = str(refusal)
+        left += [f"{name or 'the model itself'} ({type(layer).__name__}): {why}"] if why else []
     if left:
         warnings.warn(f"homeostat.sync left {len(left)} alone: " + "; ".join(left), stacklevel=2)
     return model
@@ -65,19 +62,40 @@ def unsync(model: M) -> M:
     check_module(model, "unsync")
     layer: Any
     for layer in model.modules():
-        if type(layer) is nn.SyncBatchNorm:
-            _become(layer, BatchNorm)
-            layer.__dict__.pop("process_group", None)
+        if plain_class(layer) is nn.SyncBatchNorm:
+            _become(layer)
         if isinstance(layer, Norm | Preset):
             inner = _apart(layer.source)
             if inner is not layer.source:
-                layer.source = None if isinstance(layer, Preset) and layer.default_source() == inner else inner
+                layer.source = None if _is_own(layer, inner) else inner
     return model
 
 
-def _become(layer: Any, kind: type) -> None:
-    layer.__class__ = kind
-    layer.prepare()
+def _is_own(layer: Any, source: Source) -> bool:
+    """Is it what this layer has where none is given? Then its momentum rules again, changed or not."""
+    return (
+        isinstance(layer, Preset) and type(source) in (Running, Batch) and type(layer.default_source()) is type(source)
+    )
+
+
+def _become(layer: Any) -> Any:
+    """A batch norm of torch's becomes ours; the group that it had, if any."""
+    kind = plain_class(layer)
+    ours = BatchNorm if kind is nn.SyncBatchNorm else OURS.get(kind)
+    if ours is not None and issubclass(ours, _BatchNorm):
+        layer.__class__ = like(layer, ours)
+        layer.prepare()
+    return layer.__dict__.pop("process_group", None) if kind is nn.SyncBatchNorm else None
+
+
+def of_its_own(layer: nn.Module) -> str:
+    """Why a layer that shares a statistic between samples does so in a way that nobody can join; or nothing."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "compiled by torch.jit.script" if "BatchNorm" in str(getattr(layer, "original_name", "")) else ""
+    kinds = (*OURS, nn.SyncBatchNorm)
+    if isinstance(layer, _BatchNorm) and not isinstance(layer, Preset) and plain_class(layer) not in kinds:
+        return f"a subclass of {next(k.__name__ for k in type(layer).__mro__ if k in kinds)} whose forward may differ"
+    return "it measures in code of its own" if isinstance(layer, OWN) else ""
 
 
 def is_shared(layer: Any) -> bool:
@@ -93,7 +111,9 @@ def is_shared(layer: Any) -> bool:
 def _synced(source: Source, group: Any, name: str) -> Source:
     if isinstance(source, Frozen):  # so that what is thawed is shared
         return replace(source, inner=_synced(source.inner, group, name))
-    return Synced(source.inner if isinstance(source, Synced) else source, group, name)
+    if isinstance(source, Synced):
+        return replace(source, group=source.group if group is None else group, name=source.name or name)
+    return Synced(source, group, name)
 
 
 def _apart(source: Source) -> Source:

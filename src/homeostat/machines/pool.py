@@ -74,7 +74,8 @@ def _every(sites: list[tuple[str, Any]], group: Any) -> Tensor:
     name = name_of(group)
     if not (dist.is_available() and dist.is_initialized()) or size_of(name) == 1:
         return mine[None]
-    return exchange(mine, name, size_of(name), f"statistics of {len(sites)} layers")
+    said = f'statistics of layers "{sites[0][0]}" to "{sites[-1][0]}"'
+    return exchange(mine, name, size_of(name), said)
 
 
 def _by_layer(sites: list[tuple[str, Any]], every: Tensor) -> list[list[Tensor]]:
@@ -87,17 +88,20 @@ def _by_layer(sites: list[tuple[str, Any]], every: Tensor) -> list[list[Tensor]]
 def _pooled(layer: Any, rows: list[Tensor]) -> list[Tensor]:
     mean, var, *more = rows
     tracked = more.pop() if "num_batches_tracked" in layer._buffers and layer.num_batches_tracked is not None else None
-    w = _shares(layer, mean, tracked)
+    fine = (torch.isfinite(mean) & torch.isfinite(var)).reshape(len(mean), -1).all(1)
+    w = _shares(layer, mean, tracked, fine)
+    mean, var = (part.where(w > 0, 0.0) if fine.any() else part for part in (mean, var))
     center = (w * mean).sum(0)
     found = [center, (w * (var + (mean - center) ** 2)).sum(0)]
     found += [(w.reshape(-1, *(1,) * (p.dim() - 1)) * p).sum(0) if w.numel() == len(w) else p.mean(0) for p in more]
     return found if tracked is None else [*found, _batches(layer, tracked)]
 
 
-def _shares(layer: Any, mean: Tensor, tracked: Tensor | None) -> Tensor:
-    """Each rank's, per row of memory; all alike where nobody saw a batch."""
+def _shares(layer: Any, mean: Tensor, tracked: Tensor | None, fine: Tensor) -> Tensor:
+    """Each rank's, per row of memory; all alike where nobody saw a batch. What is not finite has none."""
     seen = torch.ones(len(mean)) if tracked is None else tracked if _counts_all(layer) else (tracked > 0)
     seen = seen.double().to(mean.device)
+    seen = seen * fine.double().reshape(-1, *(1,) * (seen.dim() - 1))
     seen = seen + (seen.sum(0) == 0).double()
     w = seen / seen.sum(0)
     return w.reshape(*w.shape, *(1,) * (mean.dim() - w.dim()))

@@ -15,17 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from homeostat.kernels.groups import Groups
+from homeostat.kernels.ranks import joined
 from homeostat.kernels.reference import Seen
-from homeostat.machines.accumulate import Held, held, settle
+from homeostat.machines.accumulate import Held, held, measures_parts, not_ours, settle
 from homeostat.machines.convert import is_shared
 from homeostat.moments import Moments
+from homeostat.nn.pictures import EvoNormB0
+from homeostat.nn.preset import Preset
 from homeostat.nn.states import check_module
+from homeostat.norm import Norm
+from homeostat.sources import Ghost, Mixed, Source, Virtual
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -43,18 +49,20 @@ class _Book:
 
     def join(self, seen: Seen, g: Groups, samples: int, dtype: torch.dtype) -> Seen:
         """In place of what a part shows, what the whole batch did."""
-        at, m = len(self.shown), seen.moments(g)
+        return joined(self, seen, g, samples, dtype)
+
+    def added(self, m: Moments, samples: int) -> tuple[Moments, Any]:
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "as_one does not take a model that checkpoints: what is computed again in the backward pass counts "
+                "as one call more. It holds the activations of one part; make the parts smaller instead."
+            )
+        at = len(self.shown)
         m = Moments(torch.as_tensor(m.count, dtype=m.m2.dtype, device=m.m2.device).expand_as(m.m2), m.mean, m.m2)
         self.shown.append((m, samples))
         if at == len(self.known):
             raise _Enough
-        whole, total = self.known[at]
-        n, m2 = g.inner(whole.count), g.inner(whole.m2)
-        if isinstance(seen.hi, float):
-            return Seen(n, 0.0, 0.0, m2, total)
-        mean = g.inner(whole.mean)
-        hi = mean.detach().to(dtype).to(mean.dtype)
-        return Seen(n, hi, mean - hi, m2, total)
+        return self.known[at]
 
     def largest(self, e: Tensor) -> Tensor:
         raise NotImplementedError('as_one takes a number for eps, not "auto".')
@@ -76,10 +84,16 @@ def as_one(model: nn.Module, microbatches: Iterable[Any], loss: Loss) -> Tensor:
     """The loss of all parts; gradients are added to `.grad`, and statistics remembered, as if they were one batch.
 
     `loss(model, part)` is a part's share of the loss, so that the shares add up to that of the whole batch. The model
-    must call the same layers for every part. Chances, as in dropout, are the same in every pass.
+    must call the same layers for every part, checkpoint nothing, and measure by norms of ours. Chances, as in dropout,
+    are the same in every pass.
     """
     check_module(model, "as_one")
+    refused = [*not_ours(model), *_unknown(model)]
+    if refused:
+        raise TypeError("as_one does not know what these share between samples: " + "; ".join(refused) + ".")
     parts, book, chances = list(microbatches), _Book(), _Chances()
+    if not parts:
+        raise ValueError("as_one: there are no parts; give the batch in one part or more.")
 
     def show(i: int) -> Tensor | None:
         book.shown = []
@@ -89,7 +103,7 @@ def as_one(model: nn.Module, microbatches: Iterable[Any], loss: Loss) -> Tensor:
             except _Enough:
                 return None
 
-    with held(model, lambda layer, source: _Whole(source, [], book) if is_shared(layer) else Held(source)) as layers:
+    with held(model, lambda layer, source: _around(layer, source, book)) as layers:
         with torch.no_grad():
             _find(book, show, len(parts))
         adjoints: list[tuple[Tensor, Tensor]] = []
@@ -103,14 +117,27 @@ def as_one(model: nn.Module, microbatches: Iterable[Any], loss: Loss) -> Tensor:
             assert value is not None
             total.append(value.detach())
             _with_adjoints(value, book, adjoints, 0).backward()  # type: ignore[no-untyped-call]
-    calls = max(len(parts), 1)
+            for _layer, _source, one in layers:
+                one.turn()
     for layer, source, one in layers:
-        if isinstance(one, _Whole):  # every part saw the whole
-            for m in one.seen[: len(one.seen) // calls]:
-                settle(layer, source, [m])
-        elif one.seen:
-            settle(layer, source, one.seen)
+        for call in zip_longest(*one.parts):
+            settle(layer, source, list(call[:1] if isinstance(one, _Whole) else call))  # every part saw the whole
     return torch.stack(total).sum()
+
+
+def _around(layer: Any, source: Source, book: _Book) -> Held:
+    """Samples that are measured by themselves need no others."""
+    alone = not is_shared(layer) or measures_parts(source, (Virtual,))
+    return Held(source) if alone else _Whole(source, book=book)
+
+
+def _unknown(model: nn.Module) -> list[str]:
+    kinds = Ghost, Mixed, EvoNormB0
+    return [
+        f"{name or 'the model itself'} ({type(layer).__name__}): it measures parts of a batch, or single samples, too"
+        for name, layer in model.named_modules()
+        if isinstance(layer, Norm | Preset) and (measures_parts(layer.source, kinds) or isinstance(layer, kinds))
+    ]
 
 
 def _find(book: _Book, show: Callable[[int], Tensor | None], parts: int) -> None:
