@@ -51,6 +51,7 @@ MAY_LOAD_OPTIONAL = (
     "nn/*",
     "recognising/*",
     "surgery/*",
+    "doctor/*",
     "norm.py",
     "forward.py",
     "memory.py",

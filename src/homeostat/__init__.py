@@ -59,6 +59,9 @@ from homeostat.sources import recording as recording
 
 if TYPE_CHECKING:
     from homeostat import nn as nn
+    from homeostat.doctor import check as check
+    from homeostat.doctor import explain as explain
+    from homeostat.doctor.report import Report as Report
     from homeostat.forward import given as given
     from homeostat.machines import Drift as Drift
     from homeostat.machines import RankError as RankError
@@ -93,6 +96,9 @@ __version__ = "0.1.0"
 # What needs torch is imported on first use.
 _LAZY = {
     "nn": "homeostat.nn",
+    "check": "homeostat.doctor",
+    "explain": "homeostat.doctor",
+    "Report": "homeostat.doctor",
     "Norm": "homeostat.norm",
     "adopt": "homeostat.nn.adopt",
     "release": "homeostat.nn.adopt",
@@ -153,6 +159,7 @@ __all__ = [
     "RankError",
     "Reading",
     "Renorm",
+    "Report",
     "Running",
     "ShapeError",
     "Shrunk",
@@ -165,10 +172,12 @@ __all__ = [
     "adopt",
     "as_one",
     "assert_equivariant",
+    "check",
     "choose",
     "coupling",
     "drift",
     "expected_noise",
+    "explain",
     "fold",
     "freeze",
     "given",
