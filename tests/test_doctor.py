@@ -55,9 +55,11 @@ def test_a_check_leaves_modes_buffers_gradients_hooks_and_random_states_as_they_
     batches = [torch.randn(6, 4) for _ in range(3)]
     random = torch.get_rng_state()
     report = hs.check(model, batches)
-    assert report.changed == () and "unchanged (verified)" in str(report).splitlines()[0]
+    assert report.changed == ()
+    assert "unchanged (verified)" in str(report).splitlines()[0]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert modes == [m.training for m in model.modules()] and torch.equal(gradient, model[0].weight.grad)
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(gradient, model[0].weight.grad)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(random, torch.get_rng_state())
 
