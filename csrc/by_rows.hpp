@@ -31,7 +31,7 @@ template <bool STREAM, class T> void rows_forward(const Call &call, const Forwar
     T *const y = static_cast<T *>(f.y);
     const int threads = threads_for(call);
     // Short rows are read PACK at a time, and memory answers later than one row is written.
-    const i64 next = rows.pack(f) ? n * std::max<i64>(PACK, 8192 / (n * i64(sizeof(T)))) : ahead_of<T>(n, true);
+    const i64 next = STREAM && rows.pack(f) ? n * std::max<i64>(PACK, 8192 / (n * i64(sizeof(T)))) : ahead_of<T>(n, true);
     const bool one_gain = !call.at.ga && !call.at.gc; // of all rows
     const auto look = [&](i64 i, Part p, Look &seen) {
         const i64 at = i * n + p.begin;
