@@ -6,8 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-extension check-arm accuracy soak bench bench-quick wheels \
-        wheel-arm lab docs clean
+.PHONY: help setup demo test check check-native check-extension check-arm accuracy zoo calibrate browser soak bench \
+        bench-quick wheels wheel-arm lab docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -85,6 +85,18 @@ bench: setup ## measure speed, torch and JAX beside homeostat, and rewrite docs/
 
 bench-quick: setup ## the same in a minute, a few cells of few samples, into a folder of its own: does it run?
 	$(BIN)/python -m bench.speed --quick --into "$$(mktemp -d)" $(ARGS)
+
+zoo: setup ## the doctor's rules on sick, healthy and fixed models, 20 seeds each, and rewrite docs/doctor/zoo.json
+	$(BIN)/python -m bench.zoo docs/doctor $(ARGS)
+
+calibrate: setup ## how often the doctor's rules speak of 500 healthy networks, and rewrite docs/doctor/calibration.json
+	$(BIN)/python -m bench.calibrate docs/doctor $(ARGS)
+
+browser: setup ## the doctor's page in a headless Chromium, installed (Debian, as root) where it is not; pictures in build/browser
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium; }
+	@test -d build/browser/axe || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target build/browser/axe axe-core-python==0.1.0
+	AXE=build/browser/axe/axe_core_python/axe.min.js SCREENSHOTS=build/browser $(BIN)/python -m pytest tests/test_browser.py
 
 soak: setup ## train on four processes, kill one, twenty times: does every other raise, does the checkpoint load?
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -19,8 +19,8 @@ import pytest
 # Lowest first: a module may import from the rows above its own, never from its own row or a later one.
 # A package stands as one name; inside it, files may import each other. "homeostat" is the public face, __init__.py.
 LAYERS = (
-    ("arrays", "files", "_native"),
-    ("errors",),
+    ("arrays", "files", "settings", "_native"),
+    ("errors", "report"),
     ("frame", "moments", "affine", "noise"),
     ("trust", "shapes"),
     ("plan", "labels"),
@@ -39,8 +39,8 @@ LAYERS = (
     ("machines",),
     ("doctor",),
     ("homeostat",),
-    ("report",),
     ("demo",),
+    ("pytest_plugin",),
     ("cli",),
     ("__main__",),
 )
@@ -70,7 +70,7 @@ MAY_LOAD_OPTIONAL = (
 )
 
 # What `import homeostat` does not wait for: packages of its own that load where they are used.
-LATER = {"nn", "data", "recognising", "surgery", "machines", "doctor", "report", "demo", "cli"}
+LATER = {"nn", "data", "recognising", "surgery", "machines", "doctor", "report", "demo", "pytest_plugin", "cli"}
 
 ROOT = Path(__file__).parents[1] / "src" / "homeostat"
 MODULES = {

@@ -1,4 +1,4 @@
-"""Pages: docs/catalogue.md, docs/composing.md and the table of docs/choosing.md, made from the code.
+"""Pages: docs/catalogue.md, docs/composing.md and tables of docs/choosing.md and docs/doctor.md, made from the code.
 
 python tools/pages.py          write them
 python tools/pages.py --check  fail if they are not what the code says
@@ -19,6 +19,7 @@ import composing
 import homeostat as hs
 from homeostat import nn
 from homeostat.choosing import TASKS, choose
+from homeostat.doctor.rule import every_rule
 
 DOCS = Path(__file__).parent.parent / "docs"
 FORMULA = "formula in float64"
@@ -279,16 +280,29 @@ def choices() -> str:
     return "\n".join(lines)
 
 
+def rules() -> str:
+    lines = ["| code | name | what it finds | group | limits | fix | asks for |", "|---|---|---|---|---|---|---|"]
+    for rule in every_rule().values():
+        limits = ", ".join(f"{limit:g}" for limit in rule.limits if limit is not None)
+        asks = ", ".join(f"`{word}`" for word in rule.asks)
+        said = (rule.code, rule.name, rule.what.rstrip("."), rule.group, limits, rule.safety or "by hand", asks)
+        lines.append(f"| {' | '.join(map(_escaped, said))} |")
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
-    path = DOCS / "choosing.md"
-    begin, end = "<!-- made: choices -->", "<!-- end: choices -->"
-    before, rest = path.read_text().split(begin)
-    after = rest.split(end)[1]
     return {
         DOCS / "catalogue.md": catalogue(),
         DOCS / "composing.md": composing.page(),
-        path: f"{before}{begin}\n{choices()}\n{end}{after}",
+        **dict([_filled("choosing.md", "choices", choices()), _filled("doctor.md", "rules", rules())]),
     }
+
+
+def _filled(page: str, part: str, text: str) -> tuple[Path, str]:
+    """A page written by hand with one part made."""
+    begin, end = f"<!-- made: {part} -->", f"<!-- end: {part} -->"
+    before, rest = (DOCS / page).read_text().split(begin)
+    return DOCS / page, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from homeostat.doctor.facts import Array, Seen
+from homeostat.doctor.rule import NotMeasured
 
 Z = 1.96  # 95 of 100
 
@@ -26,6 +27,8 @@ def flips(a: Seen, b: Seen) -> Array:
 
 def moved(a: Seen, b: Seen) -> Array:
     """For each sample, in the order of a: the squared distance of b's output, in the variance of a's outputs."""
+    if not (np.isfinite(a.rows).all() and np.isfinite(b.rows).all()):
+        raise NotMeasured("the model's outputs are not finite")
     spread = a.rows.var(0).mean()
     gap: Array = np.square(b.of(a.order) - a.rows).mean(1)
     return gap / spread if spread > 0 else np.where(gap > 0, np.inf, 0.0)
@@ -33,7 +36,7 @@ def moved(a: Seen, b: Seen) -> Array:
 
 def rms(squares: Array) -> tuple[float, float, float]:
     """The root of their mean, and the interval of resampled samples."""
-    if not np.isfinite(squares).all():
+    if not np.isfinite(squares).all():  # outputs without spread that move all the same
         return math.inf, math.inf, math.inf
     draws = np.random.default_rng(0).integers(0, len(squares), (200, len(squares)))
     low, high = np.quantile(np.sqrt(squares[draws].mean(1)), (0.025, 0.975))

@@ -6,10 +6,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from homeostat.doctor.parts import Parts
 from homeostat.moments import Moments
 from homeostat.recognising.found import Found
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step does to a norm: mode after model.train(), updates of memory, what pulls at its gain."""
+
+    wakes: bool
+    ahead: int  # batches counted in the forward pass
+    back: int  # and while gradients were computed
+    pull: Array | None  # |gradient of its gain|
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Layer:
     together: bool  # do the samples of a batch share its statistics while it trains
     samples: tuple[Moments, ...]  # as the batch's statistics are used
     asked: tuple[Moments, ...]  # in evaluation
+    lost: float | None = None  # the share of its output that rounding took, on some samples
+    step: Step | None = None  # None where no step could be taken
 
     @property
     def name(self) -> str:
@@ -67,10 +80,17 @@ class Facts:
     again: Seen | None  # the same samples in evaluation, in other batches of the same sizes
     trained: Seen | None  # norms by the batch's statistics, all else in evaluation
     mixed: tuple[Seen, ...]  # the same in other companies
+    training: bool = False  # the mode of the model as it came
+    unfolded: dict[str, str] | None = None  # norms that cannot go into the layers beside them, and why
+    parts: Parts = field(default_factory=Parts)  # heads, experts, features, and what roles and a loss ask for
     why: dict[str, str] = field(default_factory=dict)
     roles: dict[str, object] = field(default_factory=dict)
     passes: float = 0.0  # forward passes per batch that it took
     seconds: float = 0.0
+
+    def because(self, *what: str, otherwise: str = "the model gave no outputs to compare") -> str:
+        """Why something was not seen."""
+        return next((self.why[name] for name in what if name in self.why), otherwise)
 
     @property
     def shared(self) -> tuple[Layer, ...]:

@@ -46,7 +46,8 @@ def cure(
         raise ValueError(f"{found.code} {found.name} found nothing here to fix.")
     if found.cure is None:
         raise ValueError(f"{found.code} {found.name} is fixed by hand: {found.advice}")
-    new, certificate = found.cure(model, where, data, forward, **how)
+    told = {"roles": report.facts.roles} if report.facts and any("roles" in word for word in found.asks) else {}
+    new, certificate = found.cure(model, where, data, forward, **told, **how)
     return Fixed(new, certificate, report, check(new), found.code, found.safety == "safe")
 
 

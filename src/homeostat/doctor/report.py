@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from homeostat import report as views
 from homeostat.doctor.facts import Facts
+from homeostat.report.saved import SCHEMA
 
-SCHEMA = 1
 PASSED, FOUND, NOT_APPLICABLE, NOT_MEASURED = "passed", "found", "not applicable", "not measured"
 SEVERITIES = ("error", "warning", "note")
 
@@ -21,7 +24,9 @@ class Finding:
     name: str
     severity: str
     module: str
-    location: str | None  # file:line where the norm is built
+    location: str | None = field(
+        compare=False
+    )  # file:line in the user's repository where the norm is built, or what holds it
     effect: float
     null: float
     low: float
@@ -30,6 +35,7 @@ class Finding:
     message: str
     fix: str  # what to do
     safety: str | None  # of the fix: safe, needs training; None where there is none to apply
+    library: str | None = field(default=None, compare=False)  # file:line in a library, where that builds the norm
 
     def __str__(self) -> str:
         where = self.module or "the model"
@@ -53,6 +59,8 @@ class Result:
     state: str
     why: str
     measured: tuple[dict[str, Any], ...] = ()
+    text: str = ""  # what the rule is about
+    limits: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Report:
     seconds: float
     passes: float  # forward passes per batch
     changed: tuple[str, ...]  # parts of the model that are not what they were: none, or the check has a defect
-    facts: Facts = field(repr=False, compare=False)
+    ignored: tuple[Finding, ...] = ()  # what a comment in the source says to leave
+    facts: Facts | None = field(default=None, repr=False, compare=False)  # None in one that was read from a record
     curer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -98,8 +107,29 @@ class Report:
             "changed": list(self.changed),
             "norms": [dict(norm) for norm in self.norms],
             "findings": [asdict(finding) for finding in self.findings],
+            "ignored": [asdict(finding) for finding in self.ignored],
             "results": [asdict(result) for result in self.results],
+            "version": version("homeostat"),
         }
+
+    def save(self, path: str | Path) -> None:
+        """As JSON, HTML, SARIF or text, by what the name ends in: report.save("report.html")."""
+        views.save(self.record(), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """From JSON that was saved; nothing in it is run."""
+        record = views.read(path)
+        try:
+            return cls(
+                findings=tuple(Finding(**one) for one in record["findings"]),
+                results=tuple(Result(**one | _tuples(one, "measured", "limits")) for one in record["results"]),
+                ignored=tuple(Finding(**one) for one in record["ignored"]),
+                **{name: record[name] for name in ("batches", "seconds", "passes")},
+                **_tuples(record, "norms", "changed"),
+            )
+        except (TypeError, KeyError) as error:
+            raise views.RecordError(f"{path} is not as it was saved: {error}.") from error
 
     @property
     def df(self) -> Any:
@@ -118,10 +148,11 @@ class Report:
         return True  # a report without findings is a report
 
     def __str__(self) -> str:
-        lines = [self.head, *map(str, self.findings)]
-        for state in (PASSED, NOT_APPLICABLE):
-            these = [result.code for result in self.results if result.state == state]
-            if these:
-                lines.append(f"{state}: {', '.join(these)}")
-        lines += [f"not measured: {r.code} {r.name}, because {r.why}" for r in self.results if r.state == NOT_MEASURED]
-        return "\n".join(lines)
+        return views.FORMATS["text"](self.record()).rstrip()
+
+    def _repr_html_(self) -> str:
+        return views.fragment(self.record())
+
+
+def _tuples(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: tuple(record[name]) for name in names}

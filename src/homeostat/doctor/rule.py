@@ -79,6 +79,7 @@ class Rule:
     good: Callable[[int], Case]
     cure: Callable[..., tuple[nn.Module, Any]] | None
     advice: str
+    asks: tuple[str, ...]  # arguments of `check` without which it is not measured
 
     @property
     def what(self) -> str:
@@ -108,6 +109,7 @@ def _rule(name: str) -> Rule:
         good=file.good,
         cure=getattr(file, "cure", None),
         advice=file.ADVICE,
+        asks=getattr(file, "ASKS", ()),
     )
 
 

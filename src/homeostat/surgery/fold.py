@@ -23,7 +23,7 @@ from homeostat.surgery import constants
 from homeostat.surgery.calling import Forward, asked, call, compared, copied, evaluating, listed, samples_in
 from homeostat.surgery.certificate import Certificate, Change
 from homeostat.surgery.flow import Flow
-from homeostat.surgery.pairs import MEASURES, Pair, hooked, pair_of
+from homeostat.surgery.pairs import MEASURES, Pair, hooked, pair_of, places
 from homeostat.surgery.weights import LINEAR, Weights, is_stored
 
 M = TypeVar("M", bound=nn.Module)
@@ -73,6 +73,11 @@ def fold(
     return model if inplace else new, Certificate("folded", changed, tuple(left.items()), drift, samples_in(data))
 
 
+def unfolded(model: nn.Module, batches: Iterable[Any], *, forward: Forward = call) -> dict[str, str]:
+    """Norms that `fold` would leave where they are, and why; the model is not copied."""
+    return _found(model, listed(batches), "*", False, forward)[1]
+
+
 def _fold(
     new: nn.Module, data: list[Any], layers: str | Iterable[str], gains: bool, forward: Forward
 ) -> tuple[Pairs, dict[str, Weights], dict[str, str]]:
@@ -111,8 +116,9 @@ def _found(
     with put_back(model), evaluating(model):
         flow = Flow(norms, linear, look).watch(model, data, forward)
     found: Pairs = {}
+    held = places(model)
     for name, affine in known.items():
-        pair = pair_of(name, affine, flow, model)
+        pair = pair_of(name, affine, flow, model, held)
         if isinstance(pair, str):
             left[name] = pair
         else:

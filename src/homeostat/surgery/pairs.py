@@ -28,7 +28,26 @@ class Pair(NamedTuple):
     follows: bool
 
 
-def pair_of(name: str, affine: Affine, flow: Flow, model: nn.Module) -> Pair | str:
+class Place(NamedTuple):
+    """Where a parameter or buffer lies in memory: the first byte, and the first after it."""
+
+    start: int
+    end: int
+    name: str
+    module: nn.Module
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Of every parameter and buffer."""
+    return [
+        Place(*_span(t), f"{name}.{key}".lstrip("."), module)
+        for name, module in model.named_modules()
+        for key, t in (*module._parameters.items(), *module._buffers.items())
+        if t is not None and not is_lazy(t)
+    ]
+
+
+def pair_of(name: str, affine: Affine, flow: Flow, model: nn.Module, held: list[Place]) -> Pair | str:
     """Where it can go; or why nowhere."""
     uses = flow.uses.get(name)
     if not uses:
@@ -38,14 +57,16 @@ def pair_of(name: str, affine: Affine, flow: Flow, model: nn.Module) -> Pair | s
     if name in flow.strays:
         return f"{flow.strays[name]} reads its tensors elsewhere"
     layer = model.get_submodule(name)
-    before = MEASURES if constants.measures(layer) else _before(name, uses, flow, model)
+    before = MEASURES if constants.measures(layer) else _before(name, uses, flow, model, held)
     if isinstance(before, Pair):
         return before
-    after = _after(name, uses, affine, flow, model) if not list(layer.children()) else "its activation stands between"
+    after = (
+        _after(name, uses, affine, flow, model, held) if not list(layer.children()) else "its activation stands between"
+    )
     return after if isinstance(after, Pair) else f"{before}; {after}"
 
 
-def _before(name: str, uses: list[Use], flow: Flow, model: nn.Module) -> Pair | str:
+def _before(name: str, uses: list[Use], flow: Flow, model: nn.Module, held: list[Place]) -> Pair | str:
     makers = [use.x.made for use in uses]
     names = dict.fromkeys(maker.layer for maker in makers if maker)
     if None in makers or not all(_linear(maker, flow) for maker in makers):
@@ -58,10 +79,10 @@ def _before(name: str, uses: list[Use], flow: Flow, model: nn.Module) -> Pair | 
         return f"the output of {into} also goes to {_listed(others) if others else 'whoever keeps it'}"
     if not all(maker and maker.axis_out in use.axes - use.x.padded for maker, use in zip(makers, uses, strict=True)):
         return f"{into} puts its features on another axis"
-    return _refusal(into, flow, model) or Pair(name, (into,), True)
+    return _refusal(into, flow, model, held) or Pair(name, (into,), True)
 
 
-def _after(name: str, uses: list[Use], affine: Affine, flow: Flow, model: nn.Module) -> Pair | str:
+def _after(name: str, uses: list[Use], affine: Affine, flow: Flow, model: nn.Module, held: list[Place]) -> Pair | str:
     reads: list[Any] = [read for use in uses for read in use.y.reads]
     others = dict.fromkeys(_name(read) for read in reads if not _linear(read, flow) or read.layer is None)
     if others or not reads or any(use.y.kept for use in uses):
@@ -71,7 +92,7 @@ def _after(name: str, uses: list[Use], affine: Affine, flow: Flow, model: nn.Mod
         if read.axis_in not in (read.x.made or read).axes - read.x.padded:
             return f"{_name(read)} takes its features from another axis"
     for one in into:
-        why = _refusal(one, flow, model)
+        why = _refusal(one, flow, model, held)
         if why:
             return why
         if any(use.x.made is None or use.x.made.layer != name for use in flow.uses[one]):
@@ -84,11 +105,11 @@ def _after(name: str, uses: list[Use], affine: Affine, flow: Flow, model: nn.Mod
     return Pair(name, into, False)
 
 
-def _refusal(into: str, flow: Flow, model: nn.Module) -> str:
+def _refusal(into: str, flow: Flow, model: nn.Module, held: list[Place]) -> str:
     """Why nothing can be folded into this layer."""
     layer: Any = model.get_submodule(into)
-    own = _places_of(layer.weight, model) | ({} if layer.bias is None else _places_of(layer.bias, model))
-    others = [place for place, module in own.items() if module is not layer]
+    own = [_span(t) for t in (layer.weight, layer.bias) if t is not None]
+    others = [one.name for a, b in own for one in held if one.start < b and a < one.end and one.module is not layer]
     if others:
         return f"{into} shares its weight with {_listed(others)}"
     if into in flow.strays:
@@ -97,17 +118,6 @@ def _refusal(into: str, flow: Flow, model: nn.Module) -> str:
         return f"{into} does not take its bias and groups from where a {type(layer).__name__} has them"
     why = hooked(layer)
     return f"{into}: {why}" if why else ""
-
-
-def _places_of(t: Tensor, model: nn.Module) -> dict[str, nn.Module]:
-    """Where the memory of this tensor is a parameter or buffer."""
-    start, end = _span(t)
-    return {
-        f"{name}.{key}".lstrip("."): module
-        for name, module in model.named_modules()
-        for key, other in (*module._parameters.items(), *module._buffers.items())
-        if other is not None and not is_lazy(other) and _span(other)[0] < end and start < _span(other)[1]
-    }
 
 
 def _span(t: Tensor) -> tuple[int, int]:

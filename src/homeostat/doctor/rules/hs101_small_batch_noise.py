@@ -42,8 +42,11 @@ def judge(facts: Facts) -> list[Measure]:
     if not facts.shared:
         raise NotApplicable("no norm shares statistics among samples")
     if not layers or not facts.sizes:
-        raise NotMeasured(facts.why.get("company", "its groups come with the call, by label"))
-    return [_measure(layer, min(facts.sizes)) for layer in layers]
+        raise NotMeasured(facts.because("trained", "company", otherwise="its groups come with the call, by label"))
+    finite = [layer for layer in layers if all(np.isfinite(m.m2).all() for m in layer.samples)]
+    if not finite:
+        raise NotMeasured("what the norms are given is not finite")
+    return [_measure(layer, min(facts.sizes)) for layer in finite]
 
 
 def _measure(layer: Layer, size: int) -> Measure:

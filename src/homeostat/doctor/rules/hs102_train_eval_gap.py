@@ -38,7 +38,9 @@ def judge(facts: Facts) -> list[Measure]:
     if not running:
         raise NotApplicable("no norm uses other statistics in evaluation than in training")
     if facts.trained is None or facts.evaluated is None or not facts.mixed:
-        raise NotMeasured(facts.why.get("outputs", facts.why.get("company", "the model gave no outputs to compare")))
+        raise NotMeasured(facts.because("trained", "outputs", "company"))
+    if len(facts.sizes) < 2:
+        raise NotMeasured("one batch has one company only, and so no null: give several")
     if all(layer.tracked == 0 for layer in running):
         raise NotMeasured("the running statistics have seen no batch yet")
     old, new = facts.evaluated, facts.trained

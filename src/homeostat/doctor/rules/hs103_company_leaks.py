@@ -32,7 +32,7 @@ DIGITS = {"float16": 1e-2, "bfloat16": 1e-1}  # what the order of sums may do in
 
 def judge(facts: Facts) -> list[Measure]:
     if facts.evaluated is None or facts.again is None:
-        raise NotMeasured(facts.why.get("company", facts.why.get("outputs", "the model gave no outputs to compare")))
+        raise NotMeasured(facts.because("company", "outputs"))
     if len(facts.sizes) < 2:
         raise NotMeasured("one batch has one company only: give several")
     value, low, high = rms(moved(facts.evaluated, facts.again))
