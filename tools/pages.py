@@ -7,6 +7,7 @@ python tools/pages.py --check  fail if they are not what the code says
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -290,19 +291,36 @@ def rules() -> str:
     return "\n".join(lines)
 
 
+def evidence() -> str:
+    """From the records of bench.zoo and bench.calibrate."""
+    zoo, calibration = (json.loads((DOCS / "doctor" / f"{name}.json").read_text()) for name in ("zoo", "calibration"))
+    lines = ["| code | sick, found | healthy, silent | fixed, silent | spoke of random | spoke of its own healthy |"]
+    lines.append("|---|---|---|---|---|---|")
+    for code, found in zoo["rules"].items():
+        words = ("fires on sick", "silent on healthy", "silent once fixed")
+        shares = ["by hand" if found[word] is None else f"{found[word]} / {zoo['seeds']}" for word in words]
+        shares += [f"{calibration[of][code]['spoke']} / {calibration[of][code]['asked']}" for of in ("drawn", "own")]
+        lines.append(f"| {' | '.join([code, *shares])} |")
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     return {
         DOCS / "catalogue.md": catalogue(),
         DOCS / "composing.md": composing.page(),
-        **dict([_filled("choosing.md", "choices", choices()), _filled("doctor.md", "rules", rules())]),
+        DOCS / "choosing.md": _filled("choosing.md", {"choices": choices()}),
+        DOCS / "doctor.md": _filled("doctor.md", {"rules": rules(), "evidence": evidence()}),
     }
 
 
-def _filled(page: str, part: str, text: str) -> tuple[Path, str]:
-    """A page written by hand with one part made."""
-    begin, end = f"<!-- made: {part} -->", f"<!-- end: {part} -->"
-    before, rest = (DOCS / page).read_text().split(begin)
-    return DOCS / page, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+def _filled(page: str, parts: dict[str, str]) -> str:
+    """A page written by hand with some parts made."""
+    whole = (DOCS / page).read_text()
+    for part, text in parts.items():
+        begin, end = f"<!-- made: {part} -->", f"<!-- end: {part} -->"
+        before, rest = whole.split(begin)
+        whole = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    return whole
 
 
 def main() -> int:
