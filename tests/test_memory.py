@@ -196,7 +196,7 @@ def test_memory_is_written_by_remember_alone():
     writers = {"copy_", "add_", "mul_", "lerp_", "zero_", "fill_", "update_running"}
     found = set()
     package = Path(memory.__file__).parent
-    verbs = {"surgery", "recognising", "machines"}  # they change models, or put them back, because they were asked to
+    verbs = {"surgery", "recognising", "machines", "doctor"}  # they change models, put them back, or make sick ones
     for path in (p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in verbs):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in writers:
