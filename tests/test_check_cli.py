@@ -191,7 +191,7 @@ def test_fix_cures_a_copy_and_writes_it(repository, capsys):
     said = capsys.readouterr().out
     assert "HS101 fixed on a copy (needs training)" in said
     assert "usernet.py:9 builds 1" in said
-    old, new = "nn.BatchNorm1d(8),\n", "hs.nn.GroupNorm(8, 8, eps=1e-05, affine=True"
+    old, new = "nn.BatchNorm1d(8),\n", "hs.nn.GroupNorm(1, 8, eps=1e-05, affine=True"
     assert f"-{' ' * 25}{old}+{' ' * 25}{new}" in said
     assert (repository / "usernet.py").read_text() == NET
     cured = load_file(repository / "cured.safetensors")

@@ -39,6 +39,14 @@ def test_a_cured_copy_is_found_healthy_and_the_model_itself_stays_sick(code):
     assert again.findings == report.findings
 
 
+@pytest.mark.parametrize("code", [code for code in CODES if every_rule()[code].cure])
+def test_a_cured_copy_still_tells_samples_apart(code):
+    case = every_rule()[code].bad(0)
+    fixed = hs.check(case.model, case.batches, select=code, **case.told).fix(code)
+    seen = hs.check(fixed.model, case.batches, select="all", **case.told).facts.evaluated
+    assert seen is None or seen.rows.std(0).max() > 1e-3 * abs(seen.rows).max()
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_what_a_rule_says_of_itself_names_what_why_false_alarms_fix_and_references(code):
     text = hs.explain(code)

@@ -27,7 +27,9 @@ class Fixed:
     def __str__(self) -> str:
         how = "safe" if self.safe else "needs training"
         old, new = (_worst(report, self.code) for report in (self.before, self.after))
-        return f"{self.code} fixed on a copy ({how}): {old} before, {new} after\n{self.certificate}"
+        worse = [code for code in self.after.codes if code not in self.before.codes]
+        new += " after" + (f"; but now {', '.join(worse)}: look before you take it" if worse else "")
+        return f"{self.code} fixed on a copy ({how}): {old} before, {new}\n{self.certificate}"
 
 
 def cure(

@@ -93,7 +93,4 @@ def cure(model: nn.Module, where: list[str], data: list[Any], forward: Any, role
     from homeostat.nn import GroupNorm
     from homeostat.surgery.replace import replace
 
-    def made(old: Any) -> nn.Module:
-        return GroupNorm(math.gcd(32, old.num_features), old.num_features)
-
-    return replace(model, {"*BatchNorm*": made}, data, forward=forward)
+    return replace(model, {"*BatchNorm*": GroupNorm}, data, forward=forward)
